@@ -1,0 +1,375 @@
+"""Messages between the front door and a host, and their framing.
+
+A frame is a 4-byte big-endian length followed by one MessagePack-encoded message; every message is a member of a
+msgspec tagged union, so a peer can only ever decode what is declared here. The router speaks :data:`ToHost`,
+the host speaks :data:`FromHost`. Times are seconds on the host's monotonic clock, sent only as differences.
+
+Order of a link's life::
+
+    host   -> Hello                      protocol version, pid, library versions
+    router -> Configure                  lanes and models
+    host   -> ModelLoaded | ModelFailed  one for each model that is loaded at start
+    host   -> Ready
+    router -> Submit | Cancel | SetLanes | Shutdown, in any order
+    host   -> Events | Stats, in any order; each Submit ends in exactly one Finished or Failed
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final, Generic, Literal, TypeVar
+
+import msgspec
+
+from lanes.errors import WireError
+
+PROTOCOL_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
+"""Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
+
+Lane = Literal["interactive", "throughput"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+_LENGTH = struct.Struct(">I")
+
+
+class FailureCode(StrEnum):
+    """Why a host failed one request."""
+
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_PROMPT = "invalid_prompt"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    ENGINE_ERROR = "engine_error"
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Base of everything on the wire."""
+
+
+# --- values ---------------------------------------------------------------------------------------------------
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen. ``temperature`` 0 is greedy.
+
+    Penalties follow vLLM's semantics: ``repetition_penalty`` looks at prompt and answer, ``presence_penalty`` and
+    ``frequency_penalty`` at the answer alone. ``seed`` is always set by the time a request reaches a host, so that
+    its continuation on another host is the same.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+
+
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation, its content already reduced to text."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
+    """Rendered by the model's own chat template, in the host."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
+    """Tokenised as it stands."""
+
+    text: str
+
+
+class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
+    """Token ids, used as they stand."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Draft tokens of one request, in tokens. ``accepted + rejected + ignored == proposed``, always.
+
+    *Rejected* were compared with the target and refused; *ignored* were drafted but never compared or never
+    delivered, because the request ended first.
+    """
+
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    ignored: int = 0
+
+    def __add__(self, other: SpecCounters) -> SpecCounters:
+        return SpecCounters(
+            self.rounds + other.rounds,
+            self.proposed + other.proposed,
+            self.accepted + other.accepted,
+            self.rejected + other.rejected,
+            self.ignored + other.ignored,
+        )
+
+    @property
+    def acceptance_ratio(self) -> float | None:
+        """Accepted share of the compared tokens; None when none was compared."""
+        compared = self.accepted + self.rejected
+        return self.accepted / compared if compared else None
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """A model to serve: where its weights are. ``target`` and ``draft`` are resolved by the host."""
+
+    name: str
+    target: str
+    draft: str | None = None
+    preload: bool = True
+    keep_alive_s: float = -1.0
+
+
+class LaneSpec(msgspec.Struct, frozen=True):
+    """One lane's settings on the device."""
+
+    weight: float
+    max_active: int
+    max_step_ms: float | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What is known of a loaded model. Sizes in bytes, lengths in tokens."""
+
+    name: str
+    target: str
+    draft: str | None
+    context_tokens: int
+    vocab_size: int
+    target_bytes: int
+    draft_bytes: int
+    load_s: float
+    same_vocabulary: bool = False
+    same_template: bool = False
+    cache_trimmable: bool = False
+    target_family: str = ""
+    draft_family: str = ""
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """Installed engines and backend of a host."""
+
+    mlx: str
+    mlx_lm: str
+    vllm_mlx: str
+    device: str
+    blas: str | None = None
+
+
+# --- router to host -------------------------------------------------------------------------------------------
+
+
+class Configure(Message, frozen=True):
+    """The first message to a host."""
+
+    lanes: dict[Lane, LaneSpec]
+    models: tuple[ModelSpec, ...]
+    protocol: int = PROTOCOL_VERSION
+
+
+class Submit(Message, frozen=True):
+    """Run one request in one lane. ``request_id`` is unique on a link for as long as the request lives."""
+
+    request_id: str
+    model: str
+    lane: Lane
+    prompt: Prompt
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    num_draft_tokens: int = 0
+
+
+class Cancel(Message, frozen=True):
+    """Take a request off the device within one step. Its last event is then ``Finished`` with reason ``cancelled``."""
+
+    request_id: str
+
+
+class SetLanes(Message, frozen=True):
+    """New lane settings, in force from the next device step."""
+
+    lanes: dict[Lane, LaneSpec]
+
+
+class Shutdown(Message, frozen=True):
+    """End the process in order."""
+
+
+ToHost = Configure | Submit | Cancel | SetLanes | Shutdown
+
+
+# --- host to router -------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The first message of a host. The token proves that it is the child that was started."""
+
+    pid: int
+    token: str
+    versions: Versions
+    protocol: int = PROTOCOL_VERSION
+
+
+class ModelLoaded(Message, frozen=True):
+    """A model can be used."""
+
+    info: ModelInfo
+
+
+class ModelFailed(Message, frozen=True):
+    """A model could not be loaded; the others are served."""
+
+    name: str
+    message: str
+
+
+class ModelUnloaded(Message, frozen=True):
+    """A model's memory was given back."""
+
+    name: str
+
+
+class Ready(Message, frozen=True):
+    """The host takes requests."""
+
+
+class Started(Message, frozen=True):
+    """The request is on the device. ``prompt_tokens`` counts the rendered prompt."""
+
+    request_id: str
+    prompt_tokens: int
+
+
+class Delta(Message, frozen=True):
+    """New tokens. ``index`` is the number of completion tokens before this one: a gap or overlap is a fault.
+
+    ``text`` may be empty while a multi-byte character or a possible stop string is incomplete.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+class Finished(Message, frozen=True):
+    """The request ended in order. ``speculative`` is None when the request did not speculate."""
+
+    request_id: str
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    speculative: SpecCounters | None = None
+
+
+class Failed(Message, frozen=True):
+    """The request ended badly."""
+
+    request_id: str
+    code: str
+    message: str
+
+
+Event = Started | Delta | Finished | Failed
+
+
+class Events(Message, frozen=True):
+    """What one device step brought, for all requests together, in order."""
+
+    items: tuple[Event, ...]
+
+
+class LaneStats(msgspec.Struct, frozen=True):
+    """One lane, since the host started."""
+
+    device_s: float
+    steps: int
+    active: int
+    waiting: int
+
+
+class Stats(Message, frozen=True):
+    """A heartbeat of the device loop. Memory is MLX's active memory in bytes."""
+
+    steps: int
+    lanes: dict[Lane, LaneStats]
+    active_memory_bytes: int
+    peak_memory_bytes: int
+
+
+FromHost = Hello | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats
+
+
+# --- framing --------------------------------------------------------------------------------------------------
+
+M = TypeVar("M")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToHost | FromHost) -> bytes:
+    """One frame.
+
+    Raises:
+        WireError: the message is larger than :data:`MAX_FRAME_BYTES`.
+    """
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise WireError(f"frame of {len(payload)} bytes; at most {MAX_FRAME_BYTES} are allowed")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader(Generic[M]):
+    """Cuts a byte stream into messages of one union, without I/O: feed bytes, iterate messages."""
+
+    def __init__(self, union: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[M]:
+        """Messages that ``data`` completes.
+
+        Raises:
+            WireError: a frame is too long, or not a message of the union. The link must be dropped.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise WireError(f"frame of {length} bytes announced; at most {MAX_FRAME_BYTES} are allowed")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            payload = bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
+            start = end
+            try:
+                message = self._decoder.decode(payload)
+            except (msgspec.DecodeError, RecursionError) as exc:
+                raise WireError(f"malformed frame: {exc}") from exc
+            yield message
+        del self._buffer[:start]
+
+    @property
+    def incomplete(self) -> bool:
+        """True if the stream ended in the middle of a frame."""
+        return bool(self._buffer)
