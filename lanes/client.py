@@ -165,7 +165,5 @@ class Link:
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation._deliver(
-                wire.Failed(
-                    generation.submit.request_id, HostDied.code, "the engine stopped while it answered"
-                )
+                wire.Failed(generation.submit.request_id, HostDied.code, "the engine stopped while it answered")
             )

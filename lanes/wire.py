@@ -48,7 +48,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, forbid_
     """Base of everything on the wire."""
 
 
-# --- values ---------------------------------------------------------------------------------------------------
+# values
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -174,7 +174,7 @@ class Versions(msgspec.Struct, frozen=True):
     blas: str | None = None
 
 
-# --- router to host -------------------------------------------------------------------------------------------
+# router to host
 
 
 class Configure(Message, frozen=True):
@@ -217,7 +217,7 @@ class Shutdown(Message, frozen=True):
 ToHost = Configure | Submit | Cancel | SetLanes | Shutdown
 
 
-# --- host to router -------------------------------------------------------------------------------------------
+# host to router
 
 
 class Hello(Message, frozen=True):
@@ -320,7 +320,7 @@ class Stats(Message, frozen=True):
 FromHost = Hello | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats
 
 
-# --- framing --------------------------------------------------------------------------------------------------
+# framing
 
 M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
