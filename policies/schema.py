@@ -225,7 +225,7 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
 
 
 class Config(_Section, frozen=True, kw_only=True):
-    """A whole configuration. :func:`policies.load.load` makes one that is also consistent."""
+    """The router's configuration."""
 
     server: ServerConfig = _default(ServerConfig())
     models: tuple[ModelConfig, ...] = ()

@@ -123,13 +123,15 @@ def _wrong_keys(path: KeyPath, value: dict[str, Any], kind: _Type) -> Problem | 
 
 
 def _problem(message: str, kind: _Type) -> str:
-    if _plain(kind) in QUANTITIES or _origin(_plain(kind)) is Literal:
-        return "is not one of the allowed values" if _origin(_plain(kind)) is Literal else f"is {message}"
+    if _plain(kind) in QUANTITIES:
+        return f"is {message}"
+    if _origin(_plain(kind)) is Literal:
+        return "is not one of the allowed values"
     return "has a wrong type or value"
 
 
 def _allowed(kind: _Type) -> str:
-    optional = " or null" if type(None) in get_args(kind) else ""
+    optional = " or null" if _fits(None, kind) else ""
     bounds = _bounds(kind)
     plain_type = _plain(kind)
     if plain_type in QUANTITIES:

@@ -16,9 +16,11 @@ from policies.errors import ConfigError
 Step: TypeAlias = str | int
 KeyPath: TypeAlias = tuple[Step, ...]
 
-MAX_FILE_BYTES = 1024**2
+MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +84,7 @@ class YamlSource:
             node: yaml.Node | None = _Loader(text).get_single_node()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            problem = f"is not valid YAML: {error.problem or error.context}"
+            problem = "is not valid YAML: " + " ".join(filter(None, (error.context, error.problem)))
             if "\\t" in (error.problem or ""):
                 problem += " (indent with spaces, not with tabs)"
             raise self._error(problem, line=None if mark is None else mark.line + 1) from None
@@ -144,7 +146,11 @@ def written_path(path: Sequence[Step]) -> str | None:
     """``("clients", 2, "name")`` as ``clients[2].name``; None for the whole file."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            key = step if _PLAIN_KEY.fullmatch(step) else shown(step)
+            text += f".{key}" if text else key
     return text or None
 
 

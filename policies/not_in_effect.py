@@ -1,0 +1,29 @@
+"""Keys of the contract that are accepted, and that nothing acts on yet: said aloud rather than ignored in silence."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
+    {
+        "lanes.interactive.demote_after_tokens": "a request stays in the lane that it started in",
+        "lanes.throughput.max_step_ms": "a throughput step is bounded by its number of tokens, not by its time",
+        "memory.limit": "memory is not limited; models are loaded as asked",
+        "memory.shed": "memory is not watched; no work is shed for it",
+        "speculation.min_acceptance": "speculation is not switched off for a low acceptance ratio",
+    }
+)
+
+
+def not_in_effect(written: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of what an operator wrote (``Loaded.written``), the key paths without effect, each with why."""
+    return [(key_path, why) for key_path, why in NOT_IN_EFFECT.items() if _is_set(written, key_path)]
+
+
+def _is_set(written: Mapping[str, Any], key_path: str) -> bool:
+    here: object = written
+    for key in key_path.split("."):
+        if not isinstance(here, Mapping) or key not in here:
+            return False
+        here = here[key]
+    return True
