@@ -1,0 +1,83 @@
+"""What every engine does, and what it is given and gives back. No mlx here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from typing import Protocol
+
+import msgspec
+
+from lanes.wire import FinishReason, Sampling, SpecCounters
+
+
+class SequenceSpec(msgspec.Struct, frozen=True):
+    """One request as an engine sees it: token ids in, at most ``max_tokens`` token ids out.
+
+    ``prompt`` holds at least one token id; ``max_tokens`` is at least 1 and together they fit the context.
+    ``num_draft_tokens`` bounds a speculative round; 0 asks for plain decoding.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    num_draft_tokens: int = 0
+
+
+class Emission(msgspec.Struct, frozen=True):
+    """What one step brought for one sequence.
+
+    ``token_ids`` may be empty (a prefill step that completes nothing emits nothing at all). The first ``accepted``
+    of them were drafted. ``counters`` is what this step adds, None where the sequence does not speculate. The last
+    emission of a sequence has ``finish`` or ``error`` set. An end-of-sequence token is emitted, with ``finish`` "stop".
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    accepted: int = 0
+    counters: SpecCounters | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """A lane's engine for one model. Every method is called on the device thread.
+
+    ``lanes.testing.check_engine`` holds implementations to this contract.
+    """
+
+    def add(self, spec: SequenceSpec) -> None:
+        """Take a sequence. Raises ValueError if its id is in use."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a sequence: no emission names it from now on, and its memory is free after the next step at most."""
+        ...
+
+    def has_work(self) -> bool:
+        """True if :meth:`step` would do something."""
+        ...
+
+    def step(self) -> list[Emission]:
+        """Do one bounded piece of work."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until the device has finished what :meth:`step` started, so that its time can be booked."""
+        ...
+
+    def active(self) -> int:
+        """Sequences that were added and have neither ended nor been cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Drop all sequences and memory."""
+        ...
+
+
+def until_eos(token_ids: Tokens[int], eos: frozenset[int]) -> int:
+    """How many of ``token_ids`` belong to the answer: up to and with the first end-of-sequence token."""
+    for count, token in enumerate(token_ids, start=1):
+        if token in eos:
+            return count
+    return len(token_ids)

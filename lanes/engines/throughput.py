@@ -1,0 +1,142 @@
+"""The throughput lane's engine: continuous batching by ``vllm_mlx.Scheduler``, one step at a time.
+
+vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So every sequence is given to it as greedy,
+and the real choice is made in a logits processor of its own, whose scores' largest entry is the token to take
+(:class:`lanes.engines.sampling.TokenChooser`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import generate as mlx_generate
+from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
+
+from lanes.engines.base import Emission, SequenceSpec
+from lanes.engines.sampling import TokenChooser
+
+PREFILL_BATCH_SIZE = 4
+PREFILL_CHUNK_TOKENS = 64
+"""Tokens of each prompt in one step. With the batch size it bounds how long a step may hold the device."""
+
+RESET_AFTER_SEQUENCES = 1_000
+"""mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
+
+
+class ThroughputEngine:
+    """Continuous batching over one target.
+
+    Args:
+        target: an mlx-lm model; shared with other engines, never changed.
+        eos: token ids that end an answer.
+        max_active: sequences decoded at a time; more wait their turn in order of arrival.
+    """
+
+    def __init__(self, target: Any, eos: frozenset[int], max_active: int) -> None:
+        self._scheduler = Scheduler(
+            target,
+            _TokenIdsOnly(eos),
+            SchedulerConfig(
+                max_num_seqs=max_active,
+                completion_batch_size=max_active,
+                prefill_batch_size=min(PREFILL_BATCH_SIZE, max_active),
+                prefill_step_size=PREFILL_CHUNK_TOKENS,
+                enable_prefix_cache=False,
+            ),
+        )
+        self._active: set[str] = set()
+        self._aborted: set[str] = set()
+        self._since_reset = 0
+
+    def add(self, spec: SequenceSpec) -> None:
+        """See :class:`lanes.engines.base.Engine`."""
+        if spec.request_id in self._active:
+            raise ValueError(f"request id {spec.request_id!r} is in use")
+        chooser = TokenChooser(spec.sampling, len(spec.prompt))
+        sampling = SamplingParams(
+            max_tokens=spec.max_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
+            # leaves, and the next sequence to join would be given its neighbour's processor.
+            logits_processors=[_Processor(chooser)],
+        )
+        self._scheduler.add_request(Request(spec.request_id, list(spec.prompt), sampling))
+        self._active.add(spec.request_id)
+        self._since_reset += 1
+
+    def cancel(self, request_id: str) -> None:
+        """See :class:`lanes.engines.base.Engine`. The scheduler lets go of the sequence at the start of the next step."""
+        if request_id in self._active:
+            self._active.remove(request_id)
+            self._scheduler.abort_request(request_id)
+            self._aborted.add(request_id)
+
+    def has_work(self) -> bool:
+        """See :class:`lanes.engines.base.Engine`."""
+        return bool(self._scheduler.has_requests())
+
+    def active(self) -> int:
+        """See :class:`lanes.engines.base.Engine`."""
+        return len(self._active)
+
+    def step(self) -> list[Emission]:
+        """One decode step of the whole batch and one prefill chunk of the sequences that join it."""
+        emissions = []
+        for output in self._scheduler.step().outputs:
+            if output.finished:
+                self._scheduler.remove_finished_request(output.request_id)
+            if output.request_id not in self._active:
+                continue  # cancelled
+            failed = output.finish_reason == "error"
+            emissions.append(
+                Emission(
+                    output.request_id,
+                    tuple(output.new_token_ids),
+                    finish=output.finish_reason if output.finished and not failed else None,
+                    error="the batch failed; the host's log says why" if failed else None,
+                )
+            )
+            if output.finished:
+                self._active.discard(output.request_id)
+        while self._aborted:
+            self._scheduler.remove_finished_request(self._aborted.pop())
+        if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
+            self._scheduler.reset()
+            self._since_reset = 0
+        return emissions
+
+    def settle(self) -> None:
+        """Wait for the decode step that the scheduler dispatched ahead."""
+        mx.synchronize(mlx_generate.generation_stream)
+
+    def close(self) -> None:
+        """See :class:`lanes.engines.base.Engine`."""
+        self._scheduler.reset()
+        self._active.clear()
+
+
+class _Processor:
+    """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``."""
+
+    def __init__(self, chooser: TokenChooser) -> None:
+        self._chooser = chooser
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        return self._chooser.scores(logits, tokens.size, tokens)
+
+
+class _TokenIdsOnly:
+    """The scheduler's tokenizer. Text is made elsewhere, so decoding every token here again would be wasted."""
+
+    clean_up_tokenization_spaces = False
+
+    def __init__(self, eos: frozenset[int]) -> None:
+        self.eos_token_ids = set(eos)
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("prompts arrive as token ids")
+
+    def decode(self, token_ids: list[int], **_: object) -> str:
+        return ""
