@@ -153,11 +153,7 @@ def _bounds(kind: _Type) -> str:
     for candidate in (kind, *(get_args(kind) if _origin(kind) in (Union, types.UnionType) else ())):
         for meta in getattr(candidate, "__metadata__", ()):
             signs = ((">", meta.gt), (">=", meta.ge), ("<", meta.lt), ("<=", meta.le), ("matching", meta.pattern))
-            parts += [
-                f"{sign} {value:_}" if isinstance(value, int) else f"{sign} {value}"
-                for sign, value in signs
-                if value is not None
-            ]
+            parts += [f"{sign} {value}" for sign, value in signs if value is not None]
             if meta.min_length is not None:
                 parts.append("not empty")
             if meta.max_length is not None:

@@ -82,7 +82,7 @@ CLIENT = "clients: [{name: a, key_sha256: " + "a" * 64 + ", %s}]"
 @pytest.mark.parametrize(
     ("text", "key_path", "found", "allowed"),
     [
-        ("server: {port: 70000}", "server.port", "70000", "65_535"),
+        ("server: {port: 70000}", "server.port", "70000", "65535"),
         ("server: {port: '80'}", "server.port", "'80'", "a whole number"),
         ("server: {drain_timeout: soon}", "server.drain_timeout", "'soon'", "30s"),
         ("server: {max_body: 0}", "server.max_body", "0", "4MiB"),
