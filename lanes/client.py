@@ -15,6 +15,7 @@ from anyio.abc import ByteStream
 
 from lanes import wire
 from lanes.errors import HostDied, HostUnavailable, RequestRefused, WireError
+from lanes.outbox import Outbox
 
 RECEIVE_BYTES = 256 * 1024
 
@@ -84,8 +85,7 @@ class Link:
         self._stream = stream
         self._on_message = on_message
         self._reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
-        self._outbox = bytearray()
-        self._outbox_filled = anyio.Event()
+        self._outbox = Outbox(stream)
         self._closed = False
         self._generations: dict[str, Generation] = {}
 
@@ -112,8 +112,7 @@ class Link:
     def send_soon(self, message: wire.ToHost) -> None:
         """Queue a message; it is written by :meth:`run`. Does nothing on a closed link."""
         if not self._closed:
-            self._outbox += wire.encode(message)
-            self._outbox_filled.set()
+            self._outbox.put(message)
 
     async def run(self) -> None:
         """Pump both directions until the host closes the link; then end every open request with a failure.
@@ -123,7 +122,7 @@ class Link:
         """
         try:
             async with anyio.create_task_group() as tg:
-                tg.start_soon(self._write)
+                tg.start_soon(self._outbox.run)
                 await self._read()
                 tg.cancel_scope.cancel()
         finally:
@@ -137,16 +136,6 @@ class Link:
                 return
             for message in self._reader.feed(data):
                 self._handle(message)
-
-    async def _write(self) -> None:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled = anyio.Event()
-            data, self._outbox = bytes(self._outbox), bytearray()
-            try:
-                await self._stream.send(data)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                return  # the reader sees the end of the stream and ends the link
 
     def _handle(self, message: wire.FromHost) -> None:
         if not isinstance(message, wire.Events):

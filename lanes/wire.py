@@ -139,11 +139,11 @@ class ModelSpec(msgspec.Struct, frozen=True):
 
 
 class LaneSpec(msgspec.Struct, frozen=True):
-    """One lane's settings on the device."""
+    """One lane's settings on the device. ``max_draft_tokens`` bounds a speculative round; 0: the lane never drafts."""
 
     weight: float
     max_active: int
-    max_step_ms: float | None = None
+    max_draft_tokens: int = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -305,7 +305,6 @@ class LaneStats(msgspec.Struct, frozen=True):
     device_s: float
     steps: int
     active: int
-    waiting: int
 
 
 class Stats(Message, frozen=True):

@@ -6,13 +6,40 @@ Configured as ``target: "scripted:"`` with optional settings, ``scripted:tokens_
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections import deque
+from typing import Any, TypedDict
 
 from lanes.engines.base import Emission, SequenceSpec, until_eos
 from lanes.wire import SpecCounters
 
 EOS = 0
+
+
+class Script(TypedDict, total=False):
+    """Settings of a :class:`ScriptedEngine`."""
+
+    tokens_per_step: int
+    step_s: float
+
+
+def parse_script(text: str) -> Script:
+    """Read ``tokens_per_step=4,step_s=0.01``; empty text gives the defaults.
+
+    Raises:
+        ValueError: naming the setting and what is allowed.
+    """
+    script: Script = {}
+    for setting in filter(None, text.split(",")):
+        name, _, value = setting.partition("=")
+        if name == "tokens_per_step":
+            script["tokens_per_step"] = int(value)
+        elif name == "step_s":
+            script["step_s"] = float(value)
+        else:
+            raise ValueError(f"unknown setting {name!r}; allowed: tokens_per_step, step_s")
+    return script
 
 
 class ScriptedEngine:
@@ -89,3 +116,43 @@ class ScriptedEngine:
             counters=SpecCounters() if spec.num_draft_tokens else None,
             finish="stop" if stopped else "length" if done >= spec.max_tokens else None,
         )
+
+
+class ScriptedTokenizer:
+    """UTF-8 bytes as tokens, shifted by one so that 0 can be :data:`EOS`. A chat is its last message."""
+
+    vocab_size = 257
+    eos_token_ids = (EOS,)
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        """One token for each byte."""
+        return [byte + 1 for byte in text.encode()]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+        """The last message's text, with an end so that the echo stops."""
+        return [*self.encode(messages[-1]["content"]), EOS]
+
+    @property
+    def detokenizer(self) -> ScriptedDetokenizer:
+        """A new one for each answer, as mlx-lm's wrapper gives it."""
+        return ScriptedDetokenizer()
+
+
+class ScriptedDetokenizer:
+    """mlx-lm's streaming detokenizer interface over UTF-8 bytes."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new text."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        """Take one token; :attr:`last_segment` is the text that it completes."""
+        self.last_segment = self._decoder.decode(bytes([token - 1])) if token != EOS else ""
+
+    def finalize(self) -> None:
+        """Flush an incomplete character."""
+        self.last_segment = self._decoder.decode(b"", final=True)

@@ -67,7 +67,7 @@ class ThroughputEngine:
         self._since_reset += 1
 
     def cancel(self, request_id: str) -> None:
-        """See :class:`lanes.engines.base.Engine`. The scheduler lets go of the sequence at the start of the next step."""
+        """See :class:`lanes.engines.base.Engine`. The scheduler lets go of the sequence as its next step begins."""
         if request_id in self._active:
             self._active.remove(request_id)
             self._scheduler.abort_request(request_id)

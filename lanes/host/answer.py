@@ -1,0 +1,65 @@
+"""One answer in the making: from what engines emit to the events that the router receives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lanes import wire
+from lanes.engines.base import Emission
+from lanes.host.text import TextStream
+
+
+class Answer:
+    """Counts tokens and drafts of one request, makes its text, and knows when it has ended."""
+
+    def __init__(self, submit: wire.Submit, prompt_tokens: int, tokenizer: Any) -> None:
+        self._request_id = submit.request_id
+        self._prompt_tokens = prompt_tokens
+        self._text = TextStream(tokenizer, submit.stop)
+        self._completion_tokens = 0
+        self._counters: wire.SpecCounters | None = None
+        self.ended = False
+
+    def take(self, emission: Emission) -> list[wire.Event]:
+        """The events that an emission makes; after the last one :attr:`ended` is true."""
+        if emission.error is not None:
+            self.ended = True
+            return [wire.Failed(self._request_id, wire.FailureCode.ENGINE_ERROR, emission.error)]
+        # An end-of-sequence token counts, but is not text, whether or not the tokenizer calls it special.
+        ends = int(emission.finish == "stop")
+        piece = self._text.push(emission.token_ids[: len(emission.token_ids) - ends])
+        kept = piece.kept if piece.stopped else piece.kept + ends
+        self._count(emission, kept)
+        finish = "stop" if piece.stopped else emission.finish
+        text = piece.text if finish is None or piece.stopped else piece.text + self._text.finish()
+        events: list[wire.Event] = []
+        if kept or text:
+            events.append(wire.Delta(self._request_id, self._completion_tokens, emission.token_ids[:kept], text))
+        self._completion_tokens += kept
+        if finish is not None:
+            self.ended = True
+            events.append(
+                wire.Finished(
+                    self._request_id,
+                    finish,
+                    self._prompt_tokens,
+                    self._completion_tokens,
+                    speculative=self._counters,
+                )
+            )
+        return events
+
+    def _count(self, emission: Emission, kept: int) -> None:
+        """Book the draft tokens; accepted ones behind a stop string were never delivered, so they are ignored."""
+        counters = emission.counters
+        if counters is None:
+            return
+        lost = max(emission.accepted - kept, 0)
+        delivered = wire.SpecCounters(
+            counters.rounds,
+            counters.proposed,
+            counters.accepted - lost,
+            counters.rejected,
+            counters.ignored + lost,
+        )
+        self._counters = delivered if self._counters is None else self._counters + delivered

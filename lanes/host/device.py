@@ -1,0 +1,241 @@
+"""The device thread: everything that touches arrays, one bounded step after the other.
+
+MLX streams belong to the thread that made them, so loading, prefill, decode and unloading all happen here.
+Commands come in through a queue, reports go out through a callback; nothing else is shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from lanes import wire
+from lanes.engines.base import Emission, Engine, SequenceSpec
+from lanes.errors import ModelLoadFailed
+from lanes.fair_share import FairShare
+from lanes.host.residents import Memory, Resident, load_resident
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S: Final = 1.0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Make a model resident."""
+
+    spec: wire.ModelSpec
+
+
+class Add(msgspec.Struct, frozen=True):
+    """Start a sequence; the model is loaded first if it is not resident."""
+
+    lane: wire.Lane
+    model: wire.ModelSpec
+    sequence: SequenceSpec
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Forget a sequence."""
+
+    request_id: str
+
+
+class SetLanes(msgspec.Struct, frozen=True):
+    """New weights."""
+
+    lanes: Mapping[wire.Lane, wire.LaneSpec]
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End the thread."""
+
+
+Command = Load | Add | Cancel | SetLanes | Stop
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A model is resident; its tokenizer outlives its weights."""
+
+    info: wire.ModelInfo
+    tokenizer: Any
+
+
+Report = Emission | Loaded | wire.ModelFailed | wire.ModelUnloaded | wire.Stats
+
+
+class DeviceThread:
+    """Owns the device.
+
+    Args:
+        lanes: the lanes and their settings.
+        publish: called on this thread with what a step brought; must not block.
+    """
+
+    def __init__(self, lanes: Mapping[wire.Lane, wire.LaneSpec], publish: Callable[[list[Report]], None]) -> None:
+        self._lanes = dict(lanes)
+        self._arbiter: FairShare[wire.Lane] = FairShare({lane: spec.weight for lane, spec in lanes.items()})
+        self._publish = publish
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._residents: dict[str, Resident] = {}
+        self._engines: dict[str, Engine] = {}
+        self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
+        self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
+        self._memory: Memory | None = None
+        self._heartbeat_due_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; commands may be sent before."""
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        """Queue a command; it takes effect before the next step. Thread-safe."""
+        self._commands.put(command)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end after :class:`Stop`."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while self._obey():
+            lane = self._arbiter.select(self._backlogged())
+            if lane is not None:
+                self._step(lane)
+            self._heartbeat()
+            self._unload_idle()
+
+    def _obey(self) -> bool:
+        """Apply all queued commands; without work, wait for one. False when the thread is to end."""
+        idle = not self._backlogged()
+        while True:
+            try:
+                command = self._commands.get(block=idle, timeout=HEARTBEAT_S)
+            except queue.Empty:
+                return True
+            if isinstance(command, Stop):
+                return False
+            try:
+                self._apply(command)
+            except Exception:
+                log.exception("%s failed", type(command).__name__)
+            idle = False
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Load(spec):
+                self._resident(spec)
+            case Add(lane, model, sequence):
+                self._add(lane, model, sequence)
+            case Cancel(request_id):
+                engine = self._engines.pop(request_id, None)
+                if engine is not None:
+                    engine.cancel(request_id)
+                    self._publish([Emission(request_id, finish="cancelled")])
+            case SetLanes(lanes):
+                self._lanes.update(lanes)
+                for lane, settings in lanes.items():
+                    self._arbiter.set_weight(lane, settings.weight)
+
+    def _add(self, lane: wire.Lane, model: wire.ModelSpec, sequence: SequenceSpec) -> None:
+        resident = self._resident(model)
+        if resident is None:
+            self._publish([Emission(sequence.request_id, error=f"model {model.name!r} could not be loaded")])
+            return
+        resident.last_used_s = time.monotonic()
+        engine = resident.engines[lane]
+        try:
+            engine.add(sequence)
+        except Exception as exc:
+            log.exception("request %s could not be started", sequence.request_id)
+            self._publish([Emission(sequence.request_id, error=f"could not be started: {exc}")])
+        else:
+            self._engines[sequence.request_id] = engine
+
+    def _resident(self, spec: wire.ModelSpec) -> Resident | None:
+        resident = self._residents.get(spec.name)
+        if resident is not None:
+            return resident
+        try:
+            resident = load_resident(spec, self._lanes)
+        except ModelLoadFailed as exc:
+            self._publish([wire.ModelFailed(spec.name, str(exc))])
+            return None
+        self._residents[spec.name] = resident
+        self._memory = resident.memory
+        self._publish([Loaded(resident.info, resident.tokenizer)])
+        return resident
+
+    def _backlogged(self) -> list[wire.Lane]:
+        return [lane for lane in self._lanes if any(r.engines[lane].has_work() for r in self._residents.values())]
+
+    def _step(self, lane: wire.Lane) -> None:
+        resident = self._turn(lane)
+        engine = resident.engines[lane]
+        started_s = time.perf_counter()
+        try:
+            emissions = engine.step()
+            if len(self._backlogged()) > 1:
+                engine.settle()  # or the other lane would wait for, and be charged with, work that runs ahead
+        except Exception as exc:
+            log.exception("a step of the %s lane failed", lane)
+            emissions = self._fail_all(engine, f"{type(exc).__name__}: {exc}")
+        elapsed_s = time.perf_counter() - started_s
+        self._arbiter.charge(lane, elapsed_s)
+        self._device_s[lane] += elapsed_s
+        self._steps[lane] += 1
+        resident.last_used_s = time.monotonic()
+        for emission in emissions:
+            if emission.finish is not None or emission.error is not None:
+                self._engines.pop(emission.request_id, None)
+        if emissions:
+            self._publish([*emissions])
+
+    def _turn(self, lane: wire.Lane) -> Resident:
+        """The model of ``lane`` that has waited longest for its step."""
+        waiting = [r for r in self._residents.values() if r.engines[lane].has_work()]
+        resident = min(waiting, key=lambda r: r.last_step[lane])
+        resident.last_step[lane] = self._steps[lane]
+        return resident
+
+    def _fail_all(self, engine: Engine, message: str) -> list[Emission]:
+        failed = [request_id for request_id, owner in self._engines.items() if owner is engine]
+        engine.close()
+        return [Emission(request_id, error=message) for request_id in failed]
+
+    def _heartbeat(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._heartbeat_due_s:
+            return
+        self._heartbeat_due_s = now_s + HEARTBEAT_S
+        self._publish([self._stats()])
+
+    def _stats(self) -> wire.Stats:
+        active_bytes, peak_bytes = self._memory() if self._memory else (0, 0)
+        return wire.Stats(
+            steps=sum(self._steps.values()),
+            lanes={
+                lane: wire.LaneStats(
+                    device_s=self._device_s[lane],
+                    steps=self._steps[lane],
+                    active=sum(r.engines[lane].active() for r in self._residents.values()),
+                )
+                for lane in self._lanes
+            },
+            active_memory_bytes=active_bytes,
+            peak_memory_bytes=peak_bytes,
+        )
+
+    def _unload_idle(self) -> None:
+        now_s = time.monotonic()
+        for name, resident in list(self._residents.items()):
+            busy = any(engine.active() for engine in resident.engines.values())
+            if not busy and resident.expired(now_s):
+                del self._residents[name]
+                resident.close()
+                self._publish([wire.ModelUnloaded(name)])

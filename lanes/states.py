@@ -1,0 +1,53 @@
+"""The life of a host, as a table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class HostState(StrEnum):
+    """Where a supervised host is in its life."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"  # spawned; not yet Ready
+    READY = "ready"
+    RESTARTING = "restarting"  # it died; waiting to spawn the next
+
+
+class HostEvent(StrEnum):
+    """What can happen to a host."""
+
+    SPAWN = "spawn"
+    READY = "ready"
+    DIED = "died"
+    STOP = "stop"
+
+
+TRANSITIONS: Final[dict[HostState, dict[HostEvent, HostState]]] = {
+    HostState.STOPPED: {HostEvent.SPAWN: HostState.STARTING, HostEvent.STOP: HostState.STOPPED},
+    HostState.STARTING: {
+        HostEvent.READY: HostState.READY,
+        HostEvent.DIED: HostState.RESTARTING,
+        HostEvent.STOP: HostState.STOPPED,
+    },
+    HostState.READY: {HostEvent.DIED: HostState.RESTARTING, HostEvent.STOP: HostState.STOPPED},
+    HostState.RESTARTING: {HostEvent.SPAWN: HostState.STARTING, HostEvent.STOP: HostState.STOPPED},
+}
+
+
+class IllegalTransition(Exception):
+    """An event that cannot happen in the present state; the state is unchanged."""
+
+
+def after(state: HostState, event: HostEvent) -> HostState:
+    """The state that ``event`` leads to.
+
+    Raises:
+        IllegalTransition: the table has no such entry.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        allowed = ", ".join(TRANSITIONS[state])
+        raise IllegalTransition(f"host is {state}: {event} cannot happen; possible: {allowed}") from None

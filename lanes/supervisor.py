@@ -1,0 +1,304 @@
+"""Keeps one host alive: spawns it, shakes hands under a deadline, restarts it when it dies, ends it with the router."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+from anyio.abc import ByteReceiveStream, Process, SocketAttribute, SocketListener, SocketStream, TaskStatus
+from anyio.streams.text import TextReceiveStream
+
+from lanes import wire
+from lanes.blas import preload_environment
+from lanes.client import RECEIVE_BYTES, Generation, Link, OnEnd
+from lanes.errors import HostFailedToStart, HostUnavailable, WireError
+from lanes.states import HostEvent, HostState, after
+
+log = logging.getLogger(__name__)
+host_log = logging.getLogger("lanes.host.output")
+
+HELLO_DEADLINE_S: Final = 30.0
+READY_DEADLINE_S: Final = 600.0
+TERMINATE_DEADLINE_S: Final = 3.0
+BACKOFF_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0)
+"""Wait before each start in a row that did not become ready; the last repeats: at most five starts a minute."""
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """What a host is told when it starts."""
+
+    lanes: Mapping[wire.Lane, wire.LaneSpec]
+    models: tuple[wire.ModelSpec, ...]
+
+
+class Supervisor:
+    """Owns the host process. :meth:`run` is its one task; everything else is synchronous and on the same event loop."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+        self._state = HostState.STOPPED
+        self._link: Link | None = None
+        self._failed_starts = 0
+        self._loading: dict[str, None] = {}
+        self._became_ready = anyio.Event()
+        self.models: dict[str, wire.ModelInfo] = {}
+        self.load_failures: dict[str, str] = {}
+        self.stats: wire.Stats | None = None
+        self.versions: wire.Versions | None = None
+        self.restarts = 0
+        self.last_failure: str | None = None
+
+    @property
+    def state(self) -> HostState:
+        """Where the host is in its life."""
+        return self._state
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why no request can be taken now; empty if one can."""
+        reasons = [] if self._state is HostState.READY else [f"engine is {self._state}"]
+        if self._state is HostState.STARTING and self._loading:
+            reasons.append(f"loading {', '.join(self._loading)}")
+        if self._state is HostState.RESTARTING and self.last_failure:
+            reasons.append(self.last_failure)
+        return reasons
+
+    async def wait_ready(self) -> None:
+        """Return when the host takes requests."""
+        while self._state is not HostState.READY:
+            await self._became_ready.wait()
+
+    def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
+        """Hand a request to the host; see :meth:`lanes.client.Link.submit`.
+
+        Raises:
+            HostUnavailable: no host is ready.
+        """
+        if self._link is None or self._state is not HostState.READY:
+            raise HostUnavailable("; ".join(self.not_ready_reasons()) or "the engine is not running")
+        return self._link.submit(submit, on_end)
+
+    def set_lanes(self, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> None:
+        """Change weights and limits, here and in every host to come."""
+        self._settings = msgspec.structs.replace(self._settings, lanes={**self._settings.lanes, **lanes})
+        if self._link is not None:
+            self._link.send_soon(wire.SetLanes(dict(lanes)))
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep a host running until cancelled; then end it, and wait for its end."""
+        task_status.started()
+        try:
+            while True:
+                await anyio.sleep(BACKOFF_S[min(self._failed_starts, len(BACKOFF_S) - 1)])
+                self._happened(HostEvent.SPAWN)
+                self._failed_starts += 1
+                try:
+                    await self._one_life()
+                    self.last_failure = "the engine process ended"
+                except* (HostFailedToStart, WireError, OSError) as group:
+                    self.last_failure = "; ".join(str(exc) for exc in _leaves(group))
+                self._happened(HostEvent.DIED)
+                self.restarts += 1
+                log.error("host lost: %s", self.last_failure)
+        finally:
+            self._happened(HostEvent.STOP)
+
+    def _happened(self, event: HostEvent) -> None:
+        self._state = after(self._state, event)
+        if self._state is HostState.READY:
+            self._failed_starts = 0
+            self._became_ready.set()
+            self._became_ready = anyio.Event()
+        elif event is not HostEvent.SPAWN:
+            self._link = None
+            self.models = {}
+            self.stats = None
+
+    async def _one_life(self) -> None:
+        async with _socket_directory() as path, await anyio.create_unix_listener(path, mode=0o600) as listener:
+            token = secrets.token_hex(16)
+            async with _process(path, token) as process, anyio.create_task_group() as tg:
+                tg.start_soon(_relay_output, process)
+                with _deadline(HELLO_DEADLINE_S, "the host did not connect"):
+                    stream = await _accept(listener, process)
+                async with stream:
+                    hello = await self._hello(stream, token)
+                    path.unlink()
+                    await self._serve(stream, hello)
+                tg.cancel_scope.cancel()
+
+    async def _hello(self, stream: SocketStream, token: str) -> wire.Hello:
+        reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
+        with _deadline(HELLO_DEADLINE_S, "the host did not say hello"):
+            while True:
+                for message in reader.feed(await _receive(stream)):
+                    return _checked_hello(message, token)
+
+    async def _serve(self, stream: SocketStream, hello: wire.Hello) -> None:
+        self.versions = hello.versions
+        self._loading = {spec.name: None for spec in self._settings.models if spec.preload}
+        self.load_failures = {}
+        link = Link(stream, on_message=self._received)
+        self._link = link
+        link.send_soon(wire.Configure(dict(self._settings.lanes), self._settings.models))
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._watch_start)
+            await link.run()
+            tg.cancel_scope.cancel()
+
+    async def _watch_start(self) -> None:
+        with _deadline(READY_DEADLINE_S, "the host was not ready"):
+            await self.wait_ready()
+
+    def _received(self, message: wire.FromHost) -> None:
+        match message:
+            case wire.ModelLoaded(info):
+                self.models[info.name] = info
+                self._loading.pop(info.name, None)
+                self.load_failures.pop(info.name, None)
+                log.info("loaded %s in %.1f s", info.name, info.load_s)
+            case wire.ModelFailed(name, reason):
+                self._loading.pop(name, None)
+                self.load_failures[name] = reason
+                log.error("model %s: %s", name, reason)
+            case wire.ModelUnloaded(name):
+                self.models.pop(name, None)
+            case wire.Ready():
+                self._happened(HostEvent.READY)
+            case wire.Stats():
+                self.stats = message
+            case _:
+                raise WireError(f"unexpected {type(message).__name__} from the host")
+
+
+@asynccontextmanager
+async def _socket_directory() -> AsyncIterator[Path]:
+    # mkdtemp makes it 0700. The path is short: a Unix socket's is limited to about a hundred bytes.
+    with tempfile.TemporaryDirectory(prefix="opta-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory) / "host.sock"
+
+
+@asynccontextmanager
+async def _process(path: Path, token: str) -> AsyncIterator[Process]:
+    """The host process; on leaving: terminate, wait, kill."""
+    environment = preload_environment({**os.environ, "OPTA_HOST_TOKEN": token})
+    process = await anyio.open_process(
+        [sys.executable, "-m", "lanes.host", str(path)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C at the terminal is the router's to handle
+    )
+    try:
+        yield process
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        try:
+            process.terminate()
+            with anyio.move_on_after(TERMINATE_DEADLINE_S):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+        except ProcessLookupError:
+            pass
+    await process.aclose()
+
+
+async def _relay_output(process: Process) -> None:
+    """Put what the host prints into our log, line by line."""
+    async with anyio.create_task_group() as tg:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                tg.start_soon(_relay_lines, stream)
+
+
+async def _relay_lines(stream: ByteReceiveStream) -> None:
+    pending = ""
+    async for text in TextReceiveStream(stream, errors="replace"):
+        *lines, pending = (pending + text).split("\n")
+        for line in lines:
+            host_log.info("%s", line)
+    if pending:
+        host_log.info("%s", pending)
+
+
+async def _accept(listener: SocketListener, process: Process) -> SocketStream:
+    """The host's connection; fails at once if the process ends first.
+
+    Raises:
+        HostFailedToStart: it ended, or somebody else connected.
+    """
+    accepted: list[SocketStream] = []
+    async with anyio.create_task_group() as tg:
+
+        async def fail_if_it_ends() -> None:
+            status = await process.wait()
+            raise HostFailedToStart(f"the host ended with status {status} before it connected")
+
+        tg.start_soon(fail_if_it_ends)
+        accepted.append(await listener.accept())
+        tg.cancel_scope.cancel()
+    stream = accepted[0]
+    uid = _peer_uid(stream)
+    if uid is not None and uid != os.getuid():
+        await stream.aclose()
+        raise HostFailedToStart(f"user {uid} connected to the host's socket")
+    return stream
+
+
+def _peer_uid(stream: SocketStream) -> int | None:
+    """The user behind a Unix socket, where the system tells (Linux)."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
+
+
+async def _receive(stream: SocketStream) -> bytes:
+    try:
+        return await stream.receive(RECEIVE_BYTES)
+    except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+        raise HostFailedToStart("the host hung up before it said hello") from exc
+
+
+def _checked_hello(message: wire.FromHost, token: str) -> wire.Hello:
+    if not isinstance(message, wire.Hello):
+        raise HostFailedToStart(f"the host began with {type(message).__name__}, not with Hello")
+    if not hmac.compare_digest(message.token, token):
+        raise HostFailedToStart("whoever connected is not the host that was started")
+    if message.protocol != wire.PROTOCOL_VERSION:
+        raise HostFailedToStart(f"the host speaks protocol {message.protocol}, not {wire.PROTOCOL_VERSION}")
+    return message
+
+
+@contextmanager
+def _deadline(seconds: float, what: str) -> Iterator[None]:
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError as exc:
+        raise HostFailedToStart(f"{what} within {seconds:g} s") from exc
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf for exc in group.exceptions for leaf in (_leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc])
+    ]
