@@ -1,0 +1,11 @@
+"""The HTTP server: Hypercorn's protocols, run so that no client can hold memory, descriptors or a shutdown.
+
+Put `HostGuard` and `BodyLimit` in front of every application that it serves.
+"""
+
+from opta_router.server.binding import BindError
+from opta_router.server.limits import ServerLimits
+from opta_router.server.repairs import UnrepairedHypercornError
+from opta_router.server.runner import serve
+
+__all__ = ["BindError", "ServerLimits", "UnrepairedHypercornError", "serve"]

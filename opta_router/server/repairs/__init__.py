@@ -1,0 +1,43 @@
+"""Repairs to Hypercorn 0.18.0, as a connection handler of our own on top of its protocols.
+
+Nothing in Hypercorn is patched: `connection.Connection` takes the place of its `TCPServer`, `runner.serve` of its
+`worker_serve`, and the rest are subclasses that only `Connection` uses. They lean on private methods, so they refuse
+to run on any other version. Each repair names the upstream issue to delete it by, where there is one.
+
+| fault of 0.18.0                                                           | repaired in       | upstream        |
+|---------------------------------------------------------------------------|-------------------|-----------------|
+| HTTP/2 stream buffer releases its writer while still full: no bound       | `h2`              | none filed; the same in anycorn #61 |
+| an HTTP/2 reader with a closed window holds its stream for ever           | `h2`              | none filed      |
+| body data for an HTTP/2 stream that was already answered ends in KeyError | `h2`              | none filed      |
+| an answer before the whole body was read leaks connection and tasks       | `app_queue`       | #119 (memory)   |
+| closing waits for a stalled reader without a deadline                     | `connection`      | #202, #342      |
+| pipelined bytes blind the detection of a disconnect                       | `h11`             | none filed      |
+| a keep-alive peer that has closed keeps its descriptor until the timeout  | `connection`      | none filed      |
+| `graceful_timeout` is ignored since Python 3.12.1                         | `runner.serve`    | #308, #374      |
+| no deadline for headers apart from keep-alive's                           | `connection`      | #235 (related)  |
+| Transfer-Encoding together with Content-Length is accepted; h2c upgrades  | `h11`             | none filed      |
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+REPAIRED_VERSION = "0.18.0"
+
+
+class UnrepairedHypercornError(RuntimeError):
+    """Another Hypercorn is installed than the one that the repairs were written for and tested on."""
+
+
+def require_repaired_version(installed: str | None = None) -> None:
+    """Refuse to serve on any other Hypercorn than 0.18.0.
+
+    Raises:
+        UnrepairedHypercornError: says which version was found and what to do.
+    """
+    found = version("hypercorn") if installed is None else installed
+    if found != REPAIRED_VERSION:
+        raise UnrepairedHypercornError(
+            f"hypercorn {found} is installed, but opta_router.server repairs private parts of {REPAIRED_VERSION}: "
+            f"install hypercorn=={REPAIRED_VERSION}, or review the repairs and their tests against {found}"
+        )
