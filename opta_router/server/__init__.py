@@ -4,8 +4,20 @@ Put `HostGuard` and `BodyLimit` in front of every application that it serves.
 """
 
 from opta_router.server.binding import BindError
+from opta_router.server.body_limit import BodyLimit
+from opta_router.server.host_guard import HostGuard
 from opta_router.server.limits import ServerLimits
+from opta_router.server.refusal import RenderError, refuse
 from opta_router.server.repairs import UnrepairedHypercornError
 from opta_router.server.runner import serve
 
-__all__ = ["BindError", "ServerLimits", "UnrepairedHypercornError", "serve"]
+__all__ = [
+    "BindError",
+    "BodyLimit",
+    "HostGuard",
+    "RenderError",
+    "ServerLimits",
+    "UnrepairedHypercornError",
+    "refuse",
+    "serve",
+]

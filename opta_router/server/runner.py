@@ -79,9 +79,11 @@ class _Connections:
         if len(self._open) >= self._cap or self._context.terminated.is_set():
             # No lingering: the point is to have the descriptor back at once, even if the peer misses the answer.
             writer.write(_FULL)
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            writer.close()
             return
-        connection = Connection(self._app, self._config, self._context, self._state, self._limits, (reader, writer))
+        connection = Connection(
+            self._app, self._config, self._context, self._state, self._limits, streams=(reader, writer)
+        )
         task = asyncio.get_running_loop().create_task(connection.run())
         self._open[task] = connection
         task.add_done_callback(self._closed)

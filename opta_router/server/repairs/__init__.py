@@ -4,18 +4,20 @@ Nothing in Hypercorn is patched: `connection.Connection` takes the place of its 
 `worker_serve`, and the rest are subclasses that only `Connection` uses. They lean on private methods, so they refuse
 to run on any other version. Each repair names the upstream issue to delete it by, where there is one.
 
-| fault of 0.18.0                                                           | repaired in       | upstream        |
-|---------------------------------------------------------------------------|-------------------|-----------------|
-| HTTP/2 stream buffer releases its writer while still full: no bound       | `h2`              | none filed; the same in anycorn #61 |
-| an HTTP/2 reader with a closed window holds its stream for ever           | `h2`              | none filed      |
-| body data for an HTTP/2 stream that was already answered ends in KeyError | `h2`              | none filed      |
-| an answer before the whole body was read leaks connection and tasks       | `app_queue`       | #119 (memory)   |
-| closing waits for a stalled reader without a deadline                     | `connection`      | #202, #342      |
-| pipelined bytes blind the detection of a disconnect                       | `h11`             | none filed      |
-| a keep-alive peer that has closed keeps its descriptor until the timeout  | `connection`      | none filed      |
-| `graceful_timeout` is ignored since Python 3.12.1                         | `runner.serve`    | #308, #374      |
-| no deadline for headers apart from keep-alive's                           | `connection`      | #235 (related)  |
-| Transfer-Encoding together with Content-Length is accepted; h2c upgrades  | `h11`             | none filed      |
+| fault of 0.18.0                                                           | repaired in    | upstream            |
+|---------------------------------------------------------------------------|----------------|---------------------|
+| HTTP/2 stream buffer releases its writer while still full: no bound       | `h2`           | - (anycorn #61)     |
+| an HTTP/2 reader with a closed window holds its stream for ever           | `h2`           | -                   |
+| body data for an HTTP/2 stream that was already answered ends in KeyError | `h2`           | -                   |
+| an answer before the whole body was read leaks connection and tasks       | `app_queue`    | - (memory: #119)    |
+| closing waits for a stalled reader without a deadline                     | `connection`   | #342 (seen as #202) |
+| pipelined bytes blind the detection of a disconnect                       | `h11`          | -                   |
+| a keep-alive peer that has closed keeps its descriptor until the timeout  | `connection`   | -                   |
+| headers have no deadline but keep-alive's                                 | `connection`   | - (near it: #235)   |
+| `graceful_timeout` is ignored since Python 3.12.1                         | `runner.serve` | #308, #374          |
+| Transfer-Encoding together with Content-Length is served; h2c is upgraded | `h11`          | -                   |
+
+"-": nothing was found in the upstream tracker; the repair can go when its test in tests/e2e passes without it.
 """
 
 from __future__ import annotations

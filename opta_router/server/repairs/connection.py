@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from hypercorn.events import Closed, RawData, Updated
@@ -33,6 +34,7 @@ class Connection:
         context: Any,
         state: dict[str, Any],
         limits: ServerLimits,
+        *,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         self._app, self._config, self._context, self._state, self._limits = app, config, context, state, limits
@@ -110,6 +112,8 @@ class Connection:
             case Closed():
                 self._begin_close()
                 await self._protocol.handle(Closed())
+            case Updated() if self._closing:
+                pass  # the timer that runs is the one that aborts
             case Updated(idle=False):
                 self._idle = self._between_requests = False
                 self._disarm()
@@ -140,8 +144,7 @@ class Connection:
             waiting_bytes = transport.get_write_buffer_size()
             try:
                 async with asyncio.timeout(self._limits.write_stall_s):
-                    await self._writer.drain()
-                return
+                    return await self._writer.drain()
             except TimeoutError:
                 if transport.get_write_buffer_size() >= waiting_bytes:
                     self.abort()
@@ -151,10 +154,8 @@ class Connection:
         if self._closing:
             return
         self._closing = True
-        try:
+        with contextlib.suppress(OSError, RuntimeError):  # the peer was faster
             self._writer.write_eof()
-        except (OSError, RuntimeError):
-            pass  # the peer was faster
         self._arm(self._limits.linger_s, then_abort=True)
 
     async def _release(self) -> None:
@@ -178,5 +179,5 @@ class Connection:
         self._timer = self._loop.call_later(delay_s, self.abort if then_abort else self._begin_close)
 
     def _disarm(self) -> None:
-        if self._timer is not None and not self._closing:
+        if self._timer is not None:
             self._timer.cancel()

@@ -9,7 +9,8 @@ import h11
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
-_REQUEST_READ = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)
+_WS_EXTENSIONS = b"sec-websocket-extensions"
+_REQUEST_EXPECTED = (h11.IDLE, h11.SEND_BODY)
 
 
 class StrictConnection(h11.Connection):
@@ -25,6 +26,8 @@ class StrictConnection(h11.Connection):
         Raises:
             h11.RemoteProtocolError: also (400) for a body framed twice, and for an HTTP/2 preface after a request.
         """
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA  # the client said it was done; h11 would answer what still came with 400
         event = super().next_event()
         if event is h11.PAUSED:
             return h11.NEED_DATA
@@ -53,6 +56,7 @@ class RepairedH11(H11Protocol):  # type: ignore[misc]
         self._overrun = False
 
     async def handle(self, event: Any) -> None:
+        """Bytes from the client, or the end of the connection."""
         if not isinstance(event, RawData):
             await super().handle(event)
         elif not self._overrun:
@@ -63,7 +67,7 @@ class RepairedH11(H11Protocol):  # type: ignore[misc]
 
     def _ahead(self) -> bytes:
         """What the client sent after the request that is being answered."""
-        return self.connection.trailing_data[0] if self.connection.their_state in _REQUEST_READ else b""
+        return b"" if self.connection.their_state in _REQUEST_EXPECTED else self.connection.trailing_data[0]
 
     async def _parse(self) -> None:
         async with self._parsing:  # the reader and the end of a response may both come here
@@ -92,6 +96,3 @@ class RepairedH11(H11Protocol):  # type: ignore[misc]
                 method=request.method, target=request.target, headers=kept, http_version=request.http_version
             )
         await super()._create_stream(request)
-
-
-_WS_EXTENSIONS = b"sec-websocket-extensions"

@@ -51,6 +51,7 @@ class BoundedStreamBuffer(StreamBuffer):  # type: ignore[misc]
             await self._wait_while_moving(self._paused)
 
     async def pop(self, max_length: int) -> bytes:
+        """Take up to `max_length` bytes for the wire."""
         data = bytes(self.buffer[:max_length])
         del self.buffer[: len(data)]
         self._taken_bytes += len(data)
@@ -61,6 +62,7 @@ class BoundedStreamBuffer(StreamBuffer):  # type: ignore[misc]
         return data
 
     async def drain(self) -> None:
+        """Wait until the buffer is empty; raises as `push`."""
         await self._wait_while_moving(self._is_empty)
 
     async def _wait_while_moving(self, event: Any) -> None:
@@ -85,6 +87,7 @@ class RepairedH2(H2Protocol):  # type: ignore[misc]
         self._receiving: set[int] = set()  # streams whose request has not ended
 
     async def handle(self, event: Any) -> None:
+        """Bytes from the client, or the end of the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
             # Nobody takes from the buffers any more; Hypercorn leaves their writers waiting.
@@ -92,6 +95,7 @@ class RepairedH2(H2Protocol):  # type: ignore[misc]
                 await buffer.close()
 
     async def stream_send(self, event: Any) -> None:
+        """A part of a response, from its application's task."""
         try:
             await super().stream_send(event)
         except StalledReaderError:
