@@ -12,8 +12,10 @@ class BindError(Exception):
     code = "bind_failed"
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int, *, send_buffer_bytes: int) -> socket.socket:
     """A TCP socket bound to `host` (a name or an address) and `port` (0: any free one), not listening yet.
+
+    Accepted connections inherit `send_buffer_bytes`.
 
     Raises:
         BindError: the name does not resolve, or the address is taken, foreign or forbidden.
@@ -26,6 +28,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         sock.bind(address)
     except OSError as error:
         sock.close()

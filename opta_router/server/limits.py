@@ -25,6 +25,8 @@ class ServerLimits:
         keep_alive_timeout_s: How long a connection may wait for its next request.
         write_stall_s: A peer that takes not a byte of what is waiting for it is cut after this.
         linger_s: After our last byte, how long the peer has to close before the connection is reset.
+        send_buffer_bytes: What the kernel may hold for one connection (Linux doubles it). Left alone it grows to
+            megabytes, all of which a slow reader has to take before the server sees it move.
         h2_max_concurrent_streams: Requests at a time on one HTTP/2 connection.
         h2_max_resets_per_s: Streams that an HTTP/2 peer may open and cancel (CVE-2023-44487).
         websocket_max_message_bytes: One incoming message.
@@ -41,6 +43,7 @@ class ServerLimits:
     keep_alive_timeout_s: float = 75.0
     write_stall_s: float = 10.0
     linger_s: float = 2.0
+    send_buffer_bytes: int = 64 * _KIB
     h2_max_concurrent_streams: int = 32
     h2_max_resets_per_s: int = 100
     websocket_max_message_bytes: int = 4 * _MIB

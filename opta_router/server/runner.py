@@ -46,7 +46,7 @@ async def serve(
     """
     require_repaired_version()
     limits = limits or ServerLimits()
-    sock = bind_socket(host, port)
+    sock = bind_socket(host, port, send_buffer_bytes=limits.send_buffer_bytes)
     try:
         config = _hypercorn_config(limits)
         wrapped = ASGIWrapper(app)

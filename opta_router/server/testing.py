@@ -1,0 +1,68 @@
+"""A real server on a real port, inside the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from opta_router.server.limits import ServerLimits
+from opta_router.server.runner import ASGIApp, serve
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """Where it listens, its shutdown trigger, and the task that ends when the shutdown is over."""
+
+    url: str
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, as `asyncio.open_connection` takes them."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or 0
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[RunningServer]:
+    """Serve `app` on a free loopback port under `ServerLimits(**limits)`; shut it down at the end.
+
+    Draining is cut at once unless `drain_timeout_s` says otherwise.
+    """
+    stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
+    bounds = ServerLimits(**{"drain_timeout_s": 0.1, **limits})
+    task = asyncio.create_task(
+        serve(app, host="127.0.0.1", port=0, shutdown_trigger=stop.wait, limits=bounds, on_bound=url.set_result)
+    )
+    await asyncio.wait([task, url], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if task.done():
+            task.result()
+        yield RunningServer(url.result(), stop, task)
+    finally:
+        stop.set()
+        await task
+
+
+def open_descriptors() -> int:
+    """Descriptors that this process holds (Linux, macOS)."""
+    return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
+async def descriptors_back_to(count: int, *, within_s: float = 20.0) -> None:
+    """Wait until the process holds no more than `count` descriptors.
+
+    Raises:
+        TimeoutError: it still holds more after `within_s`.
+    """
+    with anyio.fail_after(within_s):
+        while open_descriptors() > count:
+            await anyio.sleep(0.01)
