@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,12 +57,17 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 
-async def descriptors_back_to(count: int, *, within_s: float = 20.0) -> None:
-    """Wait until the process holds no more than `count` descriptors.
+async def until(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    """Wait until `condition` holds.
 
     Raises:
-        TimeoutError: it still holds more after `within_s`.
+        TimeoutError: it does not hold after `within_s`.
     """
     with anyio.fail_after(within_s):
-        while open_descriptors() > count:
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
             await anyio.sleep(0.01)
+
+
+async def descriptors_back_to(count: int) -> None:
+    """Wait until the process holds no more than `count` descriptors; TimeoutError if it never does."""
+    await until(lambda: open_descriptors() <= count)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from opta_router.server.testing import RunningServer, descriptors_back_to, open_descriptors, serving
+from opta_router.server.testing import RunningServer, descriptors_back_to, open_descriptors, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -112,9 +112,7 @@ async def test_stalled_reader_is_bounded_in_memory_then_cut_and_its_slot_freed()
     async with serving(faults.app, write_stall_s=0.3) as server:
         before = open_descriptors()
         clients = [stalled_reader(server, b"/flood") for _ in range(10)]
-        with anyio.fail_after(20):
-            while faults.sent_bytes == 0 or faults.running:
-                await anyio.sleep(0.02)
+        await until(lambda: faults.sent_bytes > 0 and faults.running == 0)
         per_reader_bytes = faults.sent_bytes / len(clients)
         for client in clients:
             client.close()
@@ -222,9 +220,7 @@ async def test_early_answer_to_an_unread_body_leaks_no_descriptor_and_reaches_th
                     writer.write(bytes(2_000_000))
                     assert await read_response(reader) == (401, b"not you")
         await descriptors_back_to(before)
-        with anyio.fail_after(20):
-            while len(asyncio.all_tasks()) > tasks_before:
-                await anyio.sleep(0.01)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks_before)
 
 
 async def test_early_answer_to_a_client_that_never_stops_sending_frees_its_descriptor():

@@ -1,0 +1,457 @@
+"""Who gets a lane's next slot, who waits, and who is turned away. Pure: time comes in, effects go out.
+
+A ticket's life is one row of states::
+
+    offer ──► queued ──► granted ──► active ──► over
+      │         │           │
+      └─ rejected   withdrawn, expired
+
+A slot belongs to a ticket from its grant to :meth:`Admission.release`, or to :meth:`Admission.withdraw` if whoever
+asked has left before taking it. A free slot goes to the client that start-time fair queueing picks, by the clients'
+weights; among one client's tickets it goes round its sub-clients with equal shares. Sub-clients are a level of their
+own because anyone can make up their names: a thousand of them still share their client's one part.
+
+A full queue takes a newcomer only in place of the last ticket of a client that holds more than its part of the queue,
+so that a flood from one client does not lock out the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from lanes.fair_share import FairShare
+from lanes.wire import Lane
+
+ANONYMOUS: Final = ""
+MAX_IDLE_FLOWS: Final = 256
+MIN_RETRY_S: Final = 1
+MAX_RETRY_S: Final = 60
+UNMEASURED_RETRY_S: Final = 2
+"""What a rejected client is told before any request of the lane has ended."""
+
+RejectCode: TypeAlias = Literal["queue_full", "deadline", "draining"]
+
+
+class LaneLimits(msgspec.Struct, frozen=True):
+    """One lane's bounds. ``spill`` names the lane that takes what a full queue cannot."""
+
+    max_active: int
+    max_queue: int
+    queue_timeout_s: float
+    spill: Lane | None = None
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request wants. ``lane`` may be ``auto``; ``route`` names the rule that chose it."""
+
+    lane: Lane | Literal["auto"]
+    route: str
+    client: str = ANONYMOUS
+    sub_client: str = ""
+    client_weight: float = 1.0
+    client_max_active: int | None = None
+
+
+class TicketState(StrEnum):
+    """Where a ticket is."""
+
+    QUEUED = "queued"
+    GRANTED = "granted"
+    ACTIVE = "active"
+    OVER = "over"
+
+
+class Ticket:
+    """A place in a lane. Only :class:`Admission` writes to it."""
+
+    __slots__ = ("ask", "deadline_s", "lane", "offered_s", "route", "state")
+
+    def __init__(self, ask: Ask, lane: Lane, route: str, offered_s: float, deadline_s: float) -> None:
+        self.ask = ask
+        self.lane: Lane = lane
+        self.route = route
+        self.offered_s = offered_s
+        self.deadline_s = deadline_s
+        self.state = TicketState.QUEUED
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.state} {self.lane} {self.route} client={self.ask.client!r}>"
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """The ticket has a slot: :meth:`Admission.confirm` it, or withdraw it."""
+
+    ticket: Ticket
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """The ticket is over."""
+
+    ticket: Ticket
+    code: RejectCode
+    retry_after_s: int
+
+
+Effect: TypeAlias = Granted | Rejected
+
+
+class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane now, and since the start."""
+
+    active: int
+    queued: int
+    max_active: int
+    max_queue: int
+    granted: int
+    spilled: int
+    rejected: Mapping[str, int]
+
+
+class _DrainRate:
+    """How quickly a busy lane gives slots back: slots per second over about the last half minute of being full."""
+
+    _MEMORY_S: Final = 30.0
+
+    def __init__(self) -> None:
+        self._slots = 0.0
+        self._seconds = 0.0
+        self._full_since_s: float | None = None
+
+    def full(self, now_s: float) -> None:
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+
+    def not_full(self) -> None:
+        self._full_since_s = None
+
+    def freed(self, now_s: float) -> None:
+        """A slot came back. Only time in which the lane was full counts, or idle hours would look like a slow lane."""
+        if self._full_since_s is None:
+            return
+        elapsed_s = max(now_s - self._full_since_s, 0.0)
+        decay = math.exp(-elapsed_s / self._MEMORY_S)
+        self._slots = self._slots * decay + 1
+        self._seconds = self._seconds * decay + elapsed_s
+        self._full_since_s = now_s
+
+    def retry_after_s(self, waiting: int) -> int:
+        """When ``waiting`` slots will have come free, in whole seconds that a client will accept."""
+        if self._slots == 0:
+            return UNMEASURED_RETRY_S
+        return max(MIN_RETRY_S, min(MAX_RETRY_S, math.ceil(waiting * self._seconds / self._slots)))
+
+
+class _Flows:
+    """A fair share over keys that come and go: forgets the longest idle ones, so that memory is bounded."""
+
+    def __init__(self) -> None:
+        self._share: FairShare[str] = FairShare({})
+        self._idle: OrderedDict[str, None] = OrderedDict()
+
+    def wake(self, key: str, weight: float = 1.0) -> None:
+        self._share.set_weight(key, weight)
+        self._idle.pop(key, None)
+
+    def rest(self, key: str) -> None:
+        self._idle[key] = None
+        while len(self._idle) > MAX_IDLE_FLOWS:
+            forgotten, _ = self._idle.popitem(last=False)
+            self._share.forget(forgotten)
+
+    def take(self, backlogged: list[str]) -> str:
+        """The flow that is served now, charged with one service. ``backlogged`` is not empty."""
+        key = self._share.select(backlogged)
+        if key is None:
+            raise ValueError("no flow is backlogged")
+        self._share.charge(key, 1.0)
+        return key
+
+
+class _ClientQueue:
+    """One client's waiting tickets in one lane, oldest first in each of its sub-clients."""
+
+    def __init__(self) -> None:
+        self.flows = _Flows()
+        self._waiting: dict[str, deque[Ticket]] = {}
+        self.size = 0
+
+    def push(self, ticket: Ticket) -> None:
+        sub_client = ticket.ask.sub_client
+        if sub_client not in self._waiting:
+            self._waiting[sub_client] = deque()
+            self.flows.wake(sub_client)
+        self._waiting[sub_client].append(ticket)
+        self.size += 1
+
+    def pop(self) -> Ticket:
+        ticket = self._waiting[self.flows.take(list(self._waiting))][0]
+        self.remove(ticket)
+        return ticket
+
+    def remove(self, ticket: Ticket) -> None:
+        sub_client = ticket.ask.sub_client
+        tickets = self._waiting[sub_client]
+        tickets.remove(ticket)
+        self.size -= 1
+        if not tickets:
+            del self._waiting[sub_client]
+            self.flows.rest(sub_client)
+
+    def last(self) -> Ticket:
+        """The ticket that came last."""
+        return max((tickets[-1] for tickets in self._waiting.values()), key=lambda ticket: ticket.offered_s)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        for tickets in self._waiting.values():
+            yield from tickets
+
+
+class _LaneQueue:
+    """One lane: its slots, and who waits for them."""
+
+    def __init__(self, limits: LaneLimits) -> None:
+        self.limits = limits
+        self.active = 0
+        self.queued = 0
+        self.clients: dict[str, _ClientQueue] = {}
+        self.flows = _Flows()
+        self.rate = _DrainRate()
+        self.granted = 0
+        self.spilled = 0
+        self.rejected: dict[str, int] = {}
+        self._resting: OrderedDict[str, _ClientQueue] = OrderedDict()
+
+    def push(self, ticket: Ticket) -> None:
+        client = ticket.ask.client
+        if client not in self.clients:
+            self.clients[client] = self._resting.pop(client, None) or _ClientQueue()
+        self.flows.wake(client, ticket.ask.client_weight)
+        self.clients[client].push(ticket)
+        self.queued += 1
+
+    def pop(self, eligible: list[str]) -> Ticket:
+        client = self.flows.take(eligible)
+        ticket = self.clients[client].pop()
+        self._left(client)
+        return ticket
+
+    def remove(self, ticket: Ticket) -> None:
+        self.clients[ticket.ask.client].remove(ticket)
+        self._left(ticket.ask.client)
+
+    def _left(self, client: str) -> None:
+        self.queued -= 1
+        if self.clients[client].size == 0:
+            self._resting[client] = self.clients.pop(client)
+            self.flows.rest(client)
+            if len(self._resting) > MAX_IDLE_FLOWS:
+                self._resting.popitem(last=False)
+
+    def greediest_but(self, newcomer: Ask) -> _ClientQueue | None:
+        """The queue of the client that waits for most, by its weight, if that is more than ``newcomer`` would."""
+
+        def part(tickets: int, weight: float) -> float:
+            return tickets / weight
+
+        own = self.clients.get(newcomer.client)
+        limit = part((own.size if own is not None else 0) + 1, newcomer.client_weight)
+        parts = {
+            client: part(queue.size, queue.last().ask.client_weight)
+            for client, queue in self.clients.items()
+            if client != newcomer.client
+        }
+        client = max(parts, key=lambda key: parts[key], default=None)
+        return self.clients[client] if client is not None and parts[client] > limit else None
+
+    def retry_after_s(self) -> int:
+        return self.rate.retry_after_s(self.queued + 1)
+
+    def stats(self) -> LaneStats:
+        return LaneStats(
+            active=self.active,
+            queued=self.queued,
+            max_active=self.limits.max_active,
+            max_queue=self.limits.max_queue,
+            granted=self.granted,
+            spilled=self.spilled,
+            rejected=dict(self.rejected),
+        )
+
+
+class Admission:
+    """Both lanes' slots and queues. Every method that may free or fill a slot returns effects, to be performed at once.
+
+    ``now_s`` is any monotonic clock's, the same one in all calls.
+    """
+
+    def __init__(self, limits: Mapping[Lane, LaneLimits]) -> None:
+        self._lanes: dict[Lane, _LaneQueue] = {lane: _LaneQueue(bounds) for lane, bounds in limits.items()}
+        self._client_active: dict[str, int] = {}
+        self._draining = False
+
+    def offer(self, ask: Ask, now_s: float) -> tuple[Ticket, list[Effect]]:
+        """A new request: its ticket is granted, queued or rejected; another's may be rejected in its place."""
+        lane, route = self._placed(ask)
+        queue = self._lanes[lane]
+        ticket = Ticket(ask, lane, route, now_s, now_s + queue.limits.queue_timeout_s)
+        if self._draining:
+            return ticket, [self._reject(ticket, "draining")]
+        effects: list[Effect] = []
+        if not self._fits(queue, ask):
+            greediest = queue.greediest_but(ask) if queue.limits.max_queue else None
+            if greediest is None:
+                return ticket, [self._reject(ticket, "queue_full")]
+            evicted = greediest.last()
+            queue.remove(evicted)
+            effects.append(self._reject(evicted, "queue_full"))
+        if route == "spill":
+            self._lanes[self._wanted(ask)].spilled += 1
+        queue.push(ticket)
+        return ticket, effects + self._fill(queue, now_s)
+
+    def confirm(self, ticket: Ticket) -> None:
+        """Whoever asked has the grant in hand, and will release the slot."""
+        self._expect(ticket, TicketState.GRANTED)
+        ticket.state = TicketState.ACTIVE
+
+    def withdraw(self, ticket: Ticket, now_s: float) -> list[Effect]:
+        """Whoever asked has left before confirming: the place, or the slot, is given back. Too late: nothing."""
+        if ticket.state is TicketState.QUEUED:
+            self._lanes[ticket.lane].remove(ticket)
+            ticket.state = TicketState.OVER
+            return []
+        return self._give_back(ticket, now_s) if ticket.state is TicketState.GRANTED else []
+
+    def release(self, ticket: Ticket, now_s: float) -> list[Effect]:
+        """The device has let go of a confirmed ticket's request."""
+        self._expect(ticket, TicketState.ACTIVE)
+        self._lanes[ticket.lane].rate.freed(now_s)
+        return self._give_back(ticket, now_s)
+
+    def expire(self, now_s: float) -> list[Effect]:
+        """Turn away everyone whose time in the queue is up."""
+        effects: list[Effect] = []
+        for queue in self._lanes.values():
+            waiting = [ticket for client in queue.clients.values() for ticket in client]
+            for ticket in waiting:
+                if ticket.deadline_s <= now_s:
+                    queue.remove(ticket)
+                    effects.append(self._reject(ticket, "deadline"))
+        return effects
+
+    def drain(self) -> list[Effect]:
+        """Take no new work, and turn away whoever waits; what is active goes on."""
+        self._draining = True
+        effects: list[Effect] = []
+        for queue in self._lanes.values():
+            for ticket in [ticket for client in queue.clients.values() for ticket in client]:
+                queue.remove(ticket)
+                effects.append(self._reject(ticket, "draining"))
+        return effects
+
+    def configure(self, limits: Mapping[Lane, LaneLimits], now_s: float) -> list[Effect]:
+        """New bounds. What is active or queued beyond a smaller one stays; more slots are filled at once."""
+        for lane, bounds in limits.items():
+            self._lanes[lane].limits = bounds
+        return self._fill_all(now_s)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new work is turned away."""
+        return self._draining
+
+    def stats(self) -> dict[Lane, LaneStats]:
+        """Every lane, now."""
+        return {lane: queue.stats() for lane, queue in self._lanes.items()}
+
+    def check_integrity(self) -> None:
+        """Count again what is kept as a number. Raises AssertionError."""
+        active = sum(queue.active for queue in self._lanes.values())
+        assert active == sum(self._client_active.values()), (active, self._client_active)
+        assert all(count > 0 for count in self._client_active.values()), self._client_active
+        for lane, queue in self._lanes.items():
+            waiting = [ticket for client in queue.clients.values() for ticket in client]
+            assert queue.queued == len(waiting) == sum(client.size for client in queue.clients.values()), lane
+            assert all(ticket.state is TicketState.QUEUED and ticket.lane == lane for ticket in waiting), lane
+            assert queue.active >= 0, lane
+
+    def _wanted(self, ask: Ask) -> Lane:
+        """The lane of a request before any spilling."""
+        if ask.lane != "auto":
+            return ask.lane
+        return "interactive" if self._has_room(self._lanes["interactive"], ask) else "throughput"
+
+    def _placed(self, ask: Ask) -> tuple[Lane, str]:
+        lane = self._wanted(ask)
+        route = ask.route
+        if ask.lane == "auto":
+            route = "auto:room" if lane == "interactive" else "auto:busy"
+        spill = self._lanes[lane].limits.spill
+        if spill is not None and not self._fits(self._lanes[lane], ask) and self._fits(self._lanes[spill], ask):
+            return spill, "spill"
+        return lane, route
+
+    def _has_room(self, queue: _LaneQueue, ask: Ask) -> bool:
+        """Whether the request would run at once, with nobody passed over."""
+        return queue.queued == 0 and self._would_run(queue, ask)
+
+    def _fits(self, queue: _LaneQueue, ask: Ask) -> bool:
+        if queue.queued < queue.limits.max_queue:
+            return True
+        # A queue can be full of clients at their own bound; then a slot may be free for this one.
+        return self._would_run(queue, ask) and not self._eligible(queue)
+
+    def _would_run(self, queue: _LaneQueue, ask: Ask) -> bool:
+        return queue.active < queue.limits.max_active and self._below_bound(ask)
+
+    def _below_bound(self, ask: Ask) -> bool:
+        return ask.client_max_active is None or self._client_active.get(ask.client, 0) < ask.client_max_active
+
+    def _eligible(self, queue: _LaneQueue) -> list[str]:
+        return [client for client, tickets in queue.clients.items() if self._below_bound(tickets.last().ask)]
+
+    def _fill(self, queue: _LaneQueue, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while queue.active < queue.limits.max_active and (eligible := self._eligible(queue)):
+            ticket = queue.pop(eligible)
+            ticket.state = TicketState.GRANTED
+            queue.active += 1
+            queue.granted += 1
+            client = ticket.ask.client
+            self._client_active[client] = self._client_active.get(client, 0) + 1
+            effects.append(Granted(ticket))
+        if queue.active >= queue.limits.max_active:
+            queue.rate.full(now_s)
+        else:
+            queue.rate.not_full()
+        return effects
+
+    def _fill_all(self, now_s: float) -> list[Effect]:
+        # A client at its bound may wait in the other lane, too.
+        return [effect for queue in self._lanes.values() for effect in self._fill(queue, now_s)]
+
+    def _give_back(self, ticket: Ticket, now_s: float) -> list[Effect]:
+        ticket.state = TicketState.OVER
+        self._lanes[ticket.lane].active -= 1
+        client = ticket.ask.client
+        self._client_active[client] -= 1
+        if not self._client_active[client]:
+            del self._client_active[client]
+        return self._fill_all(now_s)
+
+    def _reject(self, ticket: Ticket, code: RejectCode) -> Rejected:
+        ticket.state = TicketState.OVER
+        queue = self._lanes[ticket.lane]
+        queue.rejected[code] = queue.rejected.get(code, 0) + 1
+        return Rejected(ticket, code, queue.retry_after_s())
+
+    @staticmethod
+    def _expect(ticket: Ticket, state: TicketState) -> None:
+        if ticket.state is not state:
+            raise ValueError(f"{ticket!r} is not {state}")

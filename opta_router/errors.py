@@ -1,0 +1,154 @@
+"""What can end a request badly, by whose fault. Each error has a stable ``code``.
+
+Only the dialects know HTTP statuses and bodies: they look at the class. Nothing of a prompt or an answer is ever in
+a message; what a message repeats of a request is its field names, numbers and names of models.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+InvalidCode: TypeAlias = Literal[
+    "invalid_json",
+    "invalid_type",
+    "invalid_value",
+    "missing_required_parameter",
+    "unknown_parameter",
+    "unsupported_parameter",
+    "unsupported_value",
+    "context_length_exceeded",
+    "invalid_prompt",
+    "invalid_request_id",
+]
+
+
+class RouterError(Exception):
+    """Base of all errors that a client is told about. ``param`` names the request's field at fault, if one is."""
+
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+# the caller's
+
+
+class CallerError(RouterError):
+    """The request is wrong; the same request will be wrong again."""
+
+    code = "invalid_request"
+
+
+class InvalidRequest(CallerError):
+    """The body cannot be used."""
+
+    def __init__(self, code: InvalidCode, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
+class InvalidKey(CallerError):
+    """A key is required, and the request has none or a wrong one."""
+
+    code = "invalid_api_key"
+
+
+class NotFound(CallerError):
+    """No such path."""
+
+    code = "not_found"
+
+
+class ModelNotFound(CallerError):
+    """No model, alias or preset of that name is configured."""
+
+    code = "model_not_found"
+
+
+class PresetNotFound(CallerError):
+    """No preset of that name is configured."""
+
+    code = "preset_not_found"
+
+
+class MethodNotAllowed(CallerError):
+    """The path exists, for other methods. ``allowed`` are those."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class UnsupportedMediaType(CallerError):
+    """The body is not declared to be JSON."""
+
+    code = "unsupported_media_type"
+
+
+# not now
+
+
+class NotNow(RouterError):
+    """The request may be right; try it again in ``retry_after_s`` seconds, 1 to 60."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(NotNow):
+    """The lane's queue is full."""
+
+    code = "queue_full"
+
+
+class DeadlineExceeded(NotNow):
+    """The request waited in its lane's queue for as long as the lane allows."""
+
+    code = "deadline"
+
+
+class Draining(NotNow):
+    """The router is about to stop and takes no new work."""
+
+    code = "draining"
+
+
+class EngineUnavailable(NotNow):
+    """No engine takes work: it is starting, restarting, or gone."""
+
+    code = "engine_unavailable"
+
+
+class EngineDied(NotNow):
+    """The engine went away while it answered."""
+
+    code = "engine_died"
+
+
+class ModelUnavailable(NotNow):
+    """The model is configured, and could not be loaded."""
+
+    code = "model_unavailable"
+
+
+# ours
+
+
+class Fault(RouterError):
+    """Our mistake."""
+
+    code = "internal_error"
+
+
+class EngineFault(Fault):
+    """The engine failed this request."""
+
+    code = "engine_error"

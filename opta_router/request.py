@@ -1,0 +1,128 @@
+"""The request as everything behind the dialects sees it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from lanes import wire
+from policies.schema import PresetConfig, SamplingPreset
+
+Operation: TypeAlias = Literal["chat", "text_completion"]
+
+DEFAULT_MAX_TOKENS: Final = 4096
+"""For a request that says nothing, in a preset that says nothing. The host clips it to what the context leaves."""
+
+SEED_BITS: Final = 63
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client said about sampling, in :class:`lanes.wire.Sampling`'s terms. None: it said nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+
+    def resolved(self, preset: SamplingPreset | None) -> wire.Sampling:
+        """Ready for a host: the client's values, else the preset's, else the wire's defaults, and always a seed."""
+        chosen: dict[str, Any] = {}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is None:
+                value = getattr(preset, name, None)
+            if value is not None:
+                chosen[name] = value
+        seed = chosen.get("seed")
+        chosen["seed"] = secrets.randbits(SEED_BITS) if seed is None else seed % 2**SEED_BITS
+        return wire.Sampling(**chosen)
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for an answer, whatever dialect it came in.
+
+    ``model`` is what the client typed. ``hints`` holds the body's top-level text fields that may ask for a lane
+    (``service_tier`` and whatever else the configuration names). ``user`` and ``metadata`` change nothing.
+    """
+
+    operation: Operation
+    model: str
+    prompt: wire.Prompt
+    max_tokens: int | None = None
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    num_draft_tokens: int | None = None
+    user: str | None = None
+    metadata: Mapping[str, str] = {}
+    service_tier: str | None = None
+    hints: Mapping[str, str] = {}
+
+    def submission(
+        self, request_id: str, model: str, lane: wire.Lane, preset: PresetConfig | None, draft_tokens: int
+    ) -> wire.Submit:
+        """The message to a host. A preset fills in what the client left out."""
+        sampling = preset.sampling if preset is not None else None
+        preset_max = sampling.max_tokens if sampling is not None else None
+        return wire.Submit(
+            request_id=request_id,
+            model=model,
+            lane=lane,
+            prompt=with_system(self.prompt, preset.system if preset is not None else None),
+            max_tokens=self.max_tokens or preset_max or DEFAULT_MAX_TOKENS,
+            sampling=self.sampling.resolved(sampling),
+            stop=self.stop or (sampling.stop if sampling is not None else ()),
+            num_draft_tokens=draft_tokens,
+        )
+
+
+def with_system(prompt: wire.Prompt, system: str | None) -> wire.Prompt:
+    """``prompt`` with a system message in front, if it is a chat that has none. Other prompts stay as they are."""
+    if system is None or not isinstance(prompt, wire.ChatPrompt):
+        return prompt
+    if any(message.role == "system" for message in prompt.messages):
+        return prompt
+    return wire.ChatPrompt((wire.ChatMessage("system", system), *prompt.messages))
+
+
+class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What speculation did for one answer. Counts are in draft tokens, and absent when it was not active."""
+
+    requested: bool
+    active: bool
+    reason: str
+    telemetry: Literal["native", "inferred", "unavailable"] | None = None
+    rounds: int | None = None
+    proposed: int | None = None
+    accepted: int | None = None
+    rejected: int | None = None
+    ignored: int | None = None
+    acceptance_ratio: float | None = None
+
+
+class OptaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The ``opta`` object of an answer: who served it, why, and how quickly. Times in milliseconds since arrival."""
+
+    lane: wire.Lane
+    route: str
+    queue_ms: float
+    ttft_ms: float | None = None
+    resumed: int
+    hint_ignored: str | None = None
+    speculative: SpeculativeReport
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How an answer ended, for whoever encodes it."""
+
+    finished: wire.Finished
+    opta: OptaReport
