@@ -351,22 +351,20 @@ class FrameReader(Generic[M]):
             WireError: a frame is too long, or not a message of the union. The link must be dropped.
         """
         self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
             if length > MAX_FRAME_BYTES:
                 raise WireError(f"frame of {length} bytes announced; at most {MAX_FRAME_BYTES} are allowed")
-            end = start + _LENGTH.size + length
+            end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            payload = bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
-            start = end
+            payload = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]  # before the message is given out: whoever stops iterating never sees it again
             try:
                 message = self._decoder.decode(payload)
-            except (msgspec.DecodeError, RecursionError) as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
                 raise WireError(f"malformed frame: {exc}") from exc
             yield message
-        del self._buffer[:start]
 
     @property
     def incomplete(self) -> bool:
