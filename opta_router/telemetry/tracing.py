@@ -1,0 +1,112 @@
+"""What the dispatcher tells about a request, and the tracing that records nothing.
+
+With tracing off, these classes are what runs: no OpenTelemetry package is imported, no thread started, and a call is
+an empty method. :mod:`opta_router.telemetry.spans` and :mod:`opta_router.telemetry.export` are the recording twins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lanes.wire import Lane
+from opta_router.request import Ending, GenerationRequest, OptaReport
+from policies.classify import Classification
+
+
+class RequestTrace:
+    """One request, told as it happens: each method is called where the thing happens, and takes the time itself.
+
+    The usual order is the order below. A request may end early anywhere: whatever is open then ends too, whatever is
+    told after its end is passed over, and :meth:`responded` is always the last word. Not thread-safe: an event loop's.
+    """
+
+    __slots__ = ()
+
+    def classified(
+        self,
+        request: GenerationRequest,
+        verdict: Classification,
+        *,
+        request_id: str,
+        sub_client: str = "",
+        draft_model: str | None = None,
+    ) -> None:
+        """What is asked for, of which model, and the lane that the rules chose. Once.
+
+        Neither the prompt nor anything else of ``request`` but its numbers, names and stop strings is recorded.
+        """
+
+    def queued(self) -> None:
+        """The wait for a slot begins."""
+
+    def admitted(self, lane: Lane, route: str) -> None:
+        """The wait is over: the lane that took the request, and the rule that decided in the end."""
+
+    def dispatched(self) -> None:
+        """The request went to a host."""
+
+    def first_token(self) -> None:
+        """The first token came back."""
+
+    def interrupted(self) -> None:
+        """The host died. A resumption or an ending follows."""
+
+    def resumed(self, emitted_tokens: int) -> None:
+        """The request went to another host, which continues after ``emitted_tokens`` tokens."""
+
+    def finished(self, ending: Ending) -> None:
+        """The answer is complete, or was cancelled and the host has acknowledged it."""
+
+    def failed(self, code: str, report: OptaReport | None = None) -> None:
+        """It ended badly: an error's stable ``code``, never its message. ``report``: what is known all the same."""
+
+    def cancelled(self, report: OptaReport | None = None) -> None:
+        """The client left. Not an error."""
+
+    def responded(self, status: int | None) -> None:
+        """The HTTP exchange is over, with this status; None if none was sent."""
+
+
+class Tracing:
+    """Where traces go. This one: nowhere."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return False
+
+    @property
+    def dropped_spans(self) -> int:
+        """Spans that were recorded and will never arrive, since the start."""
+        return 0
+
+    def request(
+        self,
+        *,
+        method: str,
+        route: str,
+        headers: Mapping[str, str],
+        scheme: str = "http",
+        client_address: str | None = None,
+        http_version: str = "1.1",
+    ) -> RequestTrace:
+        """A new request's trace. It must come to :meth:`RequestTrace.responded`.
+
+        Args:
+            method: The HTTP method.
+            route: The route's template. An inference route has no parameters, so it is the path, too.
+            headers: Names in lower case. ``traceparent`` and ``user-agent`` are read, nothing else.
+            scheme: ``http`` or ``https``.
+            client_address: The peer's IP address.
+            http_version: As ASGI has it: ``1.1``, ``2``.
+        """
+        return NO_TRACE
+
+    def shutdown(self) -> bool:
+        """Send what is left. Blocks for :data:`~opta_router.telemetry.export.SHUTDOWN_S` at most, so keep it off the
+        event loop. False if something was left then. Safe to call again.
+        """
+        return True
+
+
+NO_TRACE = RequestTrace()
