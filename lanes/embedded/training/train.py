@@ -76,8 +76,9 @@ def exported(directory: Path) -> Any:
             levels = array.view(torch.uint8).float()  # four to a uint32, the lowest byte first
             groups = levels.view(levels.shape[0], -1, 64)
             scales, biases = (arrays[f"{layer}.{part}"].float()[..., None] for part in ("scales", "biases"))
-            array = (groups * scales + biases).flatten(1)
-        state[name] = array.float()
+            state[name] = (groups * scales + biases).flatten(1)
+        else:
+            state[name] = array.float()
     model = build("target")
     model.load_state_dict(state, strict=False)  # the output layer is the embedding
     return model
