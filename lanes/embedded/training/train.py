@@ -33,13 +33,13 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
     },
-    # Wide and flat: what a layer costs beyond its weights is paid for every drafted token.
+    # Three layers: with two the draft cannot learn to repeat what the context has shown, and loses a fifth of its hits.
     "draft": {
-        "hidden_size": 384,
-        "intermediate_size": 1056,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
     },
 }
 CHAT_SHARE = 0.15
