@@ -148,8 +148,8 @@ class DeviceThread:
             self._publish([Emission(sequence.request_id, error=f"model {model.name!r} could not be loaded")])
             return
         resident.last_used_s = time.monotonic()
-        engine = resident.engines[lane]
         try:
+            engine = resident.engines[lane]
             engine.add(sequence)
         except Exception as exc:
             log.exception("request %s could not be started", sequence.request_id)
@@ -165,6 +165,10 @@ class DeviceThread:
             resident = load_resident(spec, self._lanes)
         except ModelLoadFailed as exc:
             self._publish([wire.ModelFailed(spec.name, str(exc))])
+            return None
+        except Exception as exc:  # whoever waits for this model must hear of it, whatever went wrong
+            log.exception("model %s could not be made resident", spec.name)
+            self._publish([wire.ModelFailed(spec.name, f"{type(exc).__name__}: {exc}")])
             return None
         self._residents[spec.name] = resident
         self._memory = resident.memory

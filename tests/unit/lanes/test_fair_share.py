@@ -52,7 +52,7 @@ def test_over_any_interval_shares_follow_the_weights_whatever_a_step_costs(weigh
 def test_flows_that_come_and_go_are_fair_while_together_and_bank_nothing_while_away(weight, steps):
     device = Device(weight)
     largest = max((cost for _, cost in steps), default=0)
-    together = {pair: None for pair in combinations(weight, 2)}  # each pair's books when both became backlogged
+    together = dict.fromkeys(combinations(weight, 2))  # each pair's books when both became backlogged
     for wanted, cost in steps:
         backlogged = [flow for flow in weight if flow in wanted]
         for f, g in together:

@@ -1,0 +1,144 @@
+"""The device thread, stepping scripted engines."""
+
+import queue
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from lanes import wire
+from lanes.engines.base import Emission, SequenceSpec
+from lanes.host.device import Add, Cancel, DeviceThread, Load, Loaded, SetLanes, Stop
+
+LANES = {"interactive": wire.LaneSpec(8, 1), "throughput": wire.LaneSpec(1, 8)}
+MODEL = wire.ModelSpec("m", "scripted:")
+DEADLINE_S = 20
+
+
+class Device:
+    """A running device thread and what it has reported."""
+
+    def __init__(self, lanes):
+        self._reports = queue.SimpleQueue()
+        self.thread = DeviceThread(lanes, lambda reports: [self._reports.put(report) for report in reports])
+        self.send = self.thread.send
+
+    def add(self, request_id, *, lane="interactive", model=MODEL, prompt=(5, 6, 7), max_tokens=6):
+        spec = SequenceSpec(request_id, prompt, max_tokens, wire.Sampling())
+        self.send(Add(lane, model, spec))
+
+    def report(self, of=Emission):
+        """The next report of a kind; heartbeats and the like are skipped."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while True:
+            report = self._reports.get(timeout=max(deadline_s - time.monotonic(), 0))
+            if isinstance(report, of):
+                return report
+
+    def last_emission(self, request_id):
+        while True:
+            emission = self.report()
+            if emission.request_id == request_id and (emission.finish or emission.error):
+                return emission
+
+
+@contextmanager
+def running(lanes=LANES):
+    device = Device(lanes)
+    device.thread.start()
+    try:
+        yield device
+    finally:
+        device.send(Stop())
+        device.thread.join(DEADLINE_S)
+
+
+def test_a_sequence_runs_to_its_end_and_its_model_is_loaded_once():
+    with running() as device:
+        device.send(Load(MODEL))
+        assert device.report(Loaded).info.name == "m"
+        device.add("a")
+        tokens = [device.report().token_ids for _ in range(6)]
+        assert tokens == [(5,), (6,), (7,), (5,), (6,), (7,)]
+        device.add("b", max_tokens=1)
+        assert device.report((Emission, Loaded)) == Emission("b", (5,), finish="length")
+
+
+def test_a_cancelled_sequence_ends_once_and_an_unknown_one_is_nothing():
+    with running() as device:
+        device.add("a", max_tokens=1_000_000)
+        device.report()
+        for _ in range(2):
+            device.send(Cancel("a"))
+        device.send(Cancel("nobody"))
+        assert device.last_emission("a").finish == "cancelled"
+        device.add("b", max_tokens=1)
+        assert device.report() == Emission("b", (5,), finish="length")
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("scripted:speed=9", "unknown setting 'speed'"), ("scripted:tokens_per_step=0", "at least 1")],
+)
+def test_a_model_that_cannot_be_loaded_says_why_and_fails_only_its_own_requests(target, why):
+    bad = wire.ModelSpec("bad", target)
+    with running() as device:
+        device.send(Load(bad))
+        failure = device.report(wire.ModelFailed)
+        assert failure.name == "bad"
+        assert why in failure.message
+        device.add("a", model=bad)
+        assert "'bad' could not be loaded" in device.last_emission("a").error
+        device.add("b")
+        assert device.last_emission("b").finish == "length"
+
+
+def test_a_request_for_a_lane_that_does_not_exist_fails_and_is_not_forgotten():
+    with running({"throughput": wire.LaneSpec(1, 8)}) as device:
+        device.add("a", lane="interactive")
+        assert "could not be started" in device.last_emission("a").error
+
+
+def test_a_step_that_fails_ends_the_sequences_of_its_engine_and_no_others():
+    with running() as device:
+        device.add("other lane", lane="throughput", max_tokens=1_000_000)
+        device.add("neighbour", max_tokens=1_000_000)
+        device.add("broken", prompt=())
+        failed = [device.last_emission(name) for name in ("neighbour", "broken")]
+        assert all(emission.error for emission in failed)
+        device.add("after")
+        assert device.last_emission("after").finish == "length"
+        device.send(Cancel("other lane"))
+        assert device.last_emission("other lane").finish == "cancelled"
+
+
+def test_two_busy_lanes_share_the_device_by_weight_and_new_weights_rule_at_once(monkeypatch):
+    monkeypatch.setattr("lanes.host.device.HEARTBEAT_S", 0.05)
+    model = wire.ModelSpec("m", "scripted:step_s=0.001")
+    with running() as device:
+        for lane in LANES:
+            device.add(lane, lane=lane, model=model, max_tokens=1_000_000)
+        first = shares(device, heartbeats=15)
+        assert first["interactive"] > 2 * first["throughput"]
+        device.send(SetLanes({"interactive": wire.LaneSpec(1, 1), "throughput": wire.LaneSpec(8, 8)}))
+        second = shares(device, heartbeats=15)
+        assert second["throughput"] > 2 * second["interactive"]
+
+
+def shares(device, heartbeats):
+    """Device seconds that each lane had over the next heartbeats, the first of which may be an old one."""
+    device.report(wire.Stats)
+    before = device.report(wire.Stats).lanes
+    for _ in range(heartbeats):
+        after = device.report(wire.Stats).lanes
+    return {lane: after[lane].device_s - before[lane].device_s for lane in after}
+
+
+def test_an_idle_model_is_unloaded_when_its_time_is_up_and_comes_back_when_asked_for():
+    at_once = wire.ModelSpec("m", "scripted:", keep_alive_s=0)
+    with running() as device:
+        device.add("a", model=at_once)
+        assert device.last_emission("a").finish == "length"
+        assert device.report(wire.ModelUnloaded).name == "m"
+        device.add("b", model=at_once)
+        assert device.last_emission("b").finish == "length"

@@ -1,0 +1,287 @@
+"""The router's side of a link, against a host that the test plays over a real socket pair."""
+
+import socket
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio.abc import UNIXSocketStream
+
+from lanes import wire
+from lanes.client import Link
+from lanes.errors import HostDied, HostUnavailable, RequestRefused, WireError
+
+pytestmark = pytest.mark.anyio
+
+
+class Host:
+    """What the test says and hears as a host."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._reader = wire.FrameReader(wire.ToHost)
+        self._heard = []
+
+    async def says(self, *messages):
+        await self._stream.send(b"".join(map(wire.encode, messages)))
+
+    async def says_events(self, *events):
+        await self.says(wire.Events(events))
+
+    async def says_bytes(self, data):
+        await self._stream.send(data)
+
+    async def hears(self):
+        while not self._heard:
+            self._heard += self._reader.feed(await self._stream.receive())
+        return self._heard.pop(0)
+
+    async def dies(self):
+        await self._stream.aclose()
+
+
+class Router:
+    """A link with its books: how each request ended, what came that is not a request's, how the link ended."""
+
+    def __init__(self, stream):
+        self.messages = []
+        self.ends = []
+        self.error = None
+        self.closed = anyio.Event()
+        self.link = Link(stream, on_message=self.messages.append)
+
+    async def run(self):
+        try:
+            await self.link.run()
+        except* WireError as group:
+            self.error = group.exceptions[0]
+        finally:
+            self.closed.set()
+
+    def submit(self, request_id):
+        return self.link.submit(submission(request_id), lambda end: self.ends.append((request_id, end)))
+
+
+def submission(request_id):
+    return wire.Submit(request_id, "m", "interactive", wire.TextPrompt("x"), 8, wire.Sampling())
+
+
+def delta(request_id, index, *token_ids):
+    return wire.Delta(request_id, index, token_ids, f"<{index}>")
+
+
+def finished(request_id, tokens=1):
+    return wire.Finished(request_id, "stop", 1, tokens)
+
+
+@asynccontextmanager
+async def connected():
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    async with (
+        await UNIXSocketStream.from_socket(ours) as router_end,
+        await UNIXSocketStream.from_socket(theirs) as host_end,
+        anyio.create_task_group() as tg,
+    ):
+        router = Router(router_end)
+        tg.start_soon(router.run)
+        with anyio.fail_after(10):
+            yield router, Host(host_end)
+        tg.cancel_scope.cancel()
+
+
+async def all_events(generation):
+    events = []
+    while not events or not isinstance(events[-1], wire.Finished):
+        events += await generation.receive()
+    return events
+
+
+async def test_requests_share_a_link_and_each_receives_its_own_events_in_order():
+    async with connected() as (router, host):
+        a, b = router.submit("a"), router.submit("b")
+        assert [await host.hears(), await host.hears()] == [submission("a"), submission("b")]
+        assert router.link.active == 2
+        await host.says_events(wire.Started("b", 1), delta("b", 0, 5), wire.Started("a", 1), delta("a", 0, 7, 8))
+        await host.says_events(delta("a", 2, 9), finished("a", 3), delta("b", 1, 6), finished("b", 2))
+        assert await all_events(a) == [
+            wire.Started("a", 1),
+            delta("a", 0, 7, 8),
+            delta("a", 2, 9),
+            finished("a", 3),
+        ]
+        assert await all_events(b) == [wire.Started("b", 1), delta("b", 0, 5), delta("b", 1, 6), finished("b", 2)]
+        assert router.ends == [("a", finished("a", 3)), ("b", finished("b", 2))]
+        assert router.link.active == 0
+
+
+async def test_an_unread_request_delays_nobody():
+    async with connected() as (router, host):
+        stalled, reading = router.submit("stalled"), router.submit("reading")
+        for index in range(2000):
+            await host.says_events(delta("stalled", index, 1), delta("reading", index, 2))
+        await host.says_events(finished("reading", 2000))
+        assert sum(isinstance(event, wire.Delta) for event in await all_events(reading)) == 2000
+        await host.says_events(finished("stalled", 2000))
+        assert len(await all_events(stalled)) == 2001
+
+
+async def test_what_is_not_a_requests_event_goes_to_the_owner():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.says(wire.Ready(), wire.ModelUnloaded("m"))
+        await host.says_events(finished("a"))
+        await generation.receive()
+        assert router.messages == [wire.Ready(), wire.ModelUnloaded("m")]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [delta("a", 1, 5)],  # a gap before the first
+        [delta("a", 0, 5, 6), delta("a", 1, 6)],  # an overlap
+        [delta("a", 0, 5), delta("a", 0, 5)],  # a duplicate
+        [delta("a", 0, 5, 6), delta("a", 3, 7)],  # a gap
+    ],
+)
+async def test_tokens_out_of_order_end_the_link_and_every_request_on_it(wrong):
+    async with connected() as (router, host):
+        a, b = router.submit("a"), router.submit("b")
+        await host.says_events(*wrong)
+        await router.closed.wait()
+        assert isinstance(router.error, WireError)
+        assert "request a: delta at token" in str(router.error)
+        assert [(request_id, end.code) for request_id, end in router.ends] == [
+            ("a", "engine_died"),
+            ("b", "engine_died"),
+        ]
+        with pytest.raises(HostDied):
+            await b.receive()
+        with pytest.raises(HostDied):
+            await all_events(a)
+
+
+async def test_garbage_ends_the_link_and_every_request_on_it():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.says_bytes(b"\xff" * 64)
+        with pytest.raises(HostDied):
+            await generation.receive()
+        assert isinstance(router.error, WireError)
+        assert [request_id for request_id, _ in router.ends] == ["a"]
+
+
+async def test_when_the_host_dies_each_open_request_delivers_what_it_had_and_then_fails_once():
+    async with connected() as (router, host):
+        done, halfway, queued = (router.submit(name) for name in ("done", "halfway", "queued"))
+        await host.says_events(delta("done", 0, 1), finished("done"), delta("halfway", 0, 1, 2))
+        await host.dies()
+        await router.closed.wait()
+        assert await all_events(done) == [delta("done", 0, 1), finished("done")]
+        assert await halfway.receive() == [delta("halfway", 0, 1, 2)]
+        for open_ in (halfway, queued):
+            for _ in range(2):  # and whoever asks again is not left waiting
+                with pytest.raises(HostDied):
+                    await open_.receive()
+        assert [request_id for request_id, _ in router.ends] == ["done", "halfway", "queued"]
+        assert router.link.active == 0
+        assert router.error is None
+
+
+async def test_a_waiting_receiver_is_woken_by_the_hosts_death():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.hears()
+        woken = []
+
+        async def wait():
+            with pytest.raises(HostDied):
+                await generation.receive()
+            woken.append(True)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert not woken
+            await host.dies()
+        assert woken
+
+
+async def test_a_dead_link_takes_no_request_and_swallows_cancellations():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.dies()
+        await router.closed.wait()
+        generation.cancel()
+        with pytest.raises(HostUnavailable):
+            router.submit("late")
+        assert [request_id for request_id, _ in router.ends] == ["a"]
+
+
+async def test_a_link_that_its_owner_cancels_ends_its_requests():
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    async with (
+        await UNIXSocketStream.from_socket(ours) as stream,
+        await UNIXSocketStream.from_socket(theirs),
+        anyio.create_task_group() as tg,
+    ):
+        router = Router(stream)
+        tg.start_soon(router.run)
+        generation = router.submit("a")
+        await anyio.wait_all_tasks_blocked()
+        tg.cancel_scope.cancel()
+    with pytest.raises(HostDied):
+        await generation.receive()
+    assert len(router.ends) == 1
+
+
+async def test_a_refused_request_raises_its_code_behind_its_events_and_spares_the_others():
+    async with connected() as (router, host):
+        bad, good = router.submit("bad"), router.submit("good")
+        failed = wire.Failed("bad", wire.FailureCode.CONTEXT_LENGTH_EXCEEDED, "too long")
+        await host.says_events(wire.Started("bad", 9), failed, delta("good", 0, 1), finished("good"))
+        assert await bad.receive() == [wire.Started("bad", 9)]
+        with pytest.raises(RequestRefused, match="too long") as caught:
+            await bad.receive()
+        assert caught.value.code == "context_length_exceeded"
+        assert len(await all_events(good)) == 2
+        assert router.ends == [("bad", failed), ("good", finished("good"))]
+
+
+async def test_a_cancelled_request_ends_when_the_host_says_so_and_not_before():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.hears()
+        generation.cancel()
+        assert await host.hears() == wire.Cancel("a")
+        assert not generation.ended
+        await host.says_events(delta("a", 0, 1), wire.Finished("a", "cancelled", 1, 1))
+        assert (await all_events(generation))[-1].reason == "cancelled"
+        assert len(router.ends) == 1
+
+
+async def test_an_ended_request_is_not_cancelled_and_late_events_of_it_are_dropped():
+    async with connected() as (router, host):
+        first = router.submit("a")
+        await host.hears()
+        await host.says_events(finished("a"), delta("a", 5, 1), finished("a"))
+        await all_events(first)
+        first.cancel()
+        second = router.submit("b")
+        assert await host.hears() == submission("b")
+        await host.says_events(finished("b"))
+        assert await all_events(second) == [finished("b")]
+        assert [request_id for request_id, _ in router.ends] == ["a", "b"]
+
+
+async def test_an_id_is_refused_while_in_use_and_free_afterwards():
+    async with connected() as (router, host):
+        first = router.submit("a")
+        with pytest.raises(ValueError, match="'a' is in use"):
+            router.submit("a")
+        assert await host.hears() == submission("a")
+        await host.says_events(delta("a", 0, 1), finished("a"))
+        await all_events(first)
+        again = router.submit("a")
+        assert await host.hears() == submission("a")
+        await host.says_events(delta("a", 0, 1), finished("a"))
+        assert len(await all_events(again)) == 2
