@@ -42,8 +42,8 @@ class OtlpTracing(Tracing):
         quieten()
         # A header given here stands beside those of OTEL_EXPORTER_OTLP_HEADERS, and wins.
         exporter = OTLPSpanExporter(endpoint, headers=dict(config.otlp_headers), timeout=EXPORT_TIMEOUT_S)
-        self._exporter = _CountedExporter(exporter)
-        self._processor = _BoundedProcessor(self._exporter)
+        self._exporter = CountedExporter(exporter)
+        self._processor = BoundedProcessor(self._exporter)
         self._provider = TracerProvider(
             sampler=sampler(config),
             resource=Resource.create(
@@ -133,7 +133,7 @@ class _OwnDraw(TraceIdRatioBased):
         return super().should_sample(parent_context, drawn, name, kind, attributes, links, trace_state)
 
 
-class _CountedExporter(SpanExporter):
+class CountedExporter(SpanExporter):
     """Counts what goes through and what is lost; after :meth:`close` everything is lost at once.
 
     The two counters have one writer, the processor's thread.
@@ -147,6 +147,7 @@ class _CountedExporter(SpanExporter):
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """On the processor's thread."""
         self.taken += len(spans)
         result = SpanExportResult.FAILURE
         try:
@@ -158,6 +159,7 @@ class _CountedExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
+        """The SDK's word for :meth:`close`."""
         self.close()
 
     def close(self) -> None:
@@ -169,16 +171,17 @@ class _CountedExporter(SpanExporter):
         self._inner.shutdown()
 
 
-class _BoundedProcessor(BatchSpanProcessor):
+class BoundedProcessor(BatchSpanProcessor):
     """Refuses a span, and counts it, where the SDK's queue would overflow, log a line and count nothing."""
 
-    def __init__(self, exporter: _CountedExporter) -> None:
+    def __init__(self, exporter: CountedExporter) -> None:
         super().__init__(exporter, max_queue_size=MAX_QUEUED_SPANS)
         self._exporter = exporter
         self._accepted = 0
         self.refused = 0
 
     def on_end(self, span: ReadableSpan) -> None:
+        """Never waits."""
         # What is accepted and not yet taken is never less than what is queued.
         if self._accepted - self._exporter.taken >= MAX_QUEUED_SPANS:
             self.refused += 1
