@@ -6,12 +6,13 @@ import hmac
 import logging
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,8 +25,8 @@ from anyio.streams.text import TextReceiveStream
 from lanes import wire
 from lanes.blas import preload_environment
 from lanes.client import RECEIVE_BYTES, Generation, Link, OnEnd
-from lanes.errors import HostFailedToStart, HostUnavailable, WireError
-from lanes.states import HostEvent, HostState, after
+from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, WireError
+from lanes.states import HostEvent, HostState, IllegalTransition, after
 
 log = logging.getLogger(__name__)
 host_log = logging.getLogger("lanes.host.output")
@@ -33,8 +34,11 @@ host_log = logging.getLogger("lanes.host.output")
 HELLO_DEADLINE_S: Final = 30.0
 READY_DEADLINE_S: Final = 600.0
 TERMINATE_DEADLINE_S: Final = 3.0
-BACKOFF_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0)
+OUTPUT_DEADLINE_S: Final = 1.0
+BACKOFF_S: Final = (0.0, 1.0, 3.0, 8.0, 18.0, 30.0)
 """Wait before each start in a row that did not become ready; the last repeats: at most five starts a minute."""
+
+HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -45,10 +49,16 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Owns the host process. :meth:`run` is its one task; everything else is synchronous and on the same event loop."""
+    """Owns the host process. :meth:`run` is its one task; everything else is synchronous and on the same event loop.
 
-    def __init__(self, settings: HostSettings) -> None:
+    Args:
+        settings: what every host is told when it starts.
+        command: the host's program and arguments, before the path of its socket.
+    """
+
+    def __init__(self, settings: HostSettings, command: Sequence[str] = HOST_COMMAND) -> None:
         self._settings = settings
+        self._command = command
         self._state = HostState.STOPPED
         self._link: Link | None = None
         self._failed_starts = 0
@@ -58,6 +68,7 @@ class Supervisor:
         self.load_failures: dict[str, str] = {}
         self.stats: wire.Stats | None = None
         self.versions: wire.Versions | None = None
+        self.host_pid: int | None = None
         self.restarts = 0
         self.last_failure: str | None = None
 
@@ -106,8 +117,7 @@ class Supervisor:
                 self._failed_starts += 1
                 try:
                     await self._one_life()
-                    self.last_failure = "the engine process ended"
-                except* (HostFailedToStart, WireError, OSError) as group:
+                except* (HostDied, HostFailedToStart, WireError, OSError) as group:
                     self.last_failure = "; ".join(str(exc) for exc in _leaves(group))
                 self._happened(HostEvent.DIED)
                 self.restarts += 1
@@ -125,19 +135,25 @@ class Supervisor:
             self._link = None
             self.models = {}
             self.stats = None
+            self.host_pid = None
 
     async def _one_life(self) -> None:
-        async with _socket_directory() as path, await anyio.create_unix_listener(path, mode=0o600) as listener:
-            token = secrets.token_hex(16)
-            async with _process(path, token) as process, anyio.create_task_group() as tg:
-                tg.start_soon(_relay_output, process)
-                with _deadline(HELLO_DEADLINE_S, "the host did not connect"):
-                    stream = await _accept(listener, process)
-                async with stream:
-                    hello = await self._hello(stream, token)
-                    path.unlink()
-                    await self._serve(stream, hello)
-                tg.cancel_scope.cancel()
+        token = secrets.token_hex(16)
+        async with (
+            _socket_directory() as path,
+            await anyio.create_unix_listener(path, mode=0o600) as listener,
+            _process([*self._command, str(path)], token) as process,
+        ):
+            with _deadline(HELLO_DEADLINE_S, "the host did not connect"):
+                stream = await _accept(listener, process)
+            async with stream:
+                hello = await self._hello(stream, token)
+                path.unlink()  # nobody else is to connect, and a router that is killed leaves nothing behind
+                path.parent.rmdir()
+                await self._serve(stream, hello)
+            with anyio.move_on_after(TERMINATE_DEADLINE_S):  # by itself, for then its status says why
+                await process.wait()
+            raise HostDied(_how_it_ended(process.returncode))
 
     async def _hello(self, stream: SocketStream, token: str) -> wire.Hello:
         reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
@@ -148,6 +164,7 @@ class Supervisor:
 
     async def _serve(self, stream: SocketStream, hello: wire.Hello) -> None:
         self.versions = hello.versions
+        self.host_pid = hello.pid
         self._loading = {spec.name: None for spec in self._settings.models if spec.preload}
         self.load_failures = {}
         link = Link(stream, on_message=self._received)
@@ -176,7 +193,10 @@ class Supervisor:
             case wire.ModelUnloaded(name):
                 self.models.pop(name, None)
             case wire.Ready():
-                self._happened(HostEvent.READY)
+                try:
+                    self._happened(HostEvent.READY)
+                except IllegalTransition as exc:
+                    raise WireError(f"unexpected Ready from the host: {exc}") from exc
             case wire.Stats():
                 self.stats = message
             case _:
@@ -191,41 +211,60 @@ async def _socket_directory() -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
-async def _process(path: Path, token: str) -> AsyncIterator[Process]:
-    """The host process; on leaving: terminate, wait, kill."""
+async def _process(command: Sequence[str], token: str) -> AsyncIterator[Process]:
+    """The host process; on leaving: terminate, wait, kill, and log its last words."""
     environment = preload_environment({**os.environ, "OPTA_HOST_TOKEN": token})
     process = await anyio.open_process(
-        [sys.executable, "-m", "lanes.host", str(path)],
+        command,
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C at the terminal is the router's to handle
     )
-    try:
-        yield process
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _end(process)
+    relayed = anyio.Event()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(_relay_output, process, relayed)
+        try:
+            yield process
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+                with anyio.move_on_after(OUTPUT_DEADLINE_S):  # a child of the host may hold the pipes open
+                    await relayed.wait()
+                tg.cancel_scope.cancel()
+                await process.aclose()
 
 
 async def _end(process: Process) -> None:
-    if process.returncode is None:
-        try:
+    try:
+        if process.returncode is None:
             process.terminate()
             with anyio.move_on_after(TERMINATE_DEADLINE_S):
                 await process.wait()
-            if process.returncode is None:
-                process.kill()
-        except ProcessLookupError:
-            pass
-    await process.aclose()
+        if process.returncode is None:
+            process.kill()
+    except ProcessLookupError:
+        pass
+    await process.wait()
 
 
-async def _relay_output(process: Process) -> None:
+def _how_it_ended(status: int | None) -> str:
+    if status is None:
+        return "the host closed its link and did not end"
+    if status < 0:
+        name = next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
+        return f"the host was ended by {name}"
+    return f"the host ended with status {status}"
+
+
+async def _relay_output(process: Process, relayed: anyio.Event) -> None:
     """Put what the host prints into our log, line by line."""
-    async with anyio.create_task_group() as tg:
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                tg.start_soon(_relay_lines, stream)
+    try:
+        async with anyio.create_task_group() as tg:
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    tg.start_soon(_relay_lines, stream)
+    finally:
+        relayed.set()
 
 
 async def _relay_lines(stream: ByteReceiveStream) -> None:
