@@ -134,7 +134,7 @@ class _OwnDraw(TraceIdRatioBased):
 
 
 class CountedExporter(SpanExporter):
-    """Counts what goes through and what is lost; after :meth:`close` everything is lost at once.
+    """Counts what goes through and what is lost; after :meth:`close` that is everything, at once.
 
     The two counters have one writer, the processor's thread.
     """
@@ -151,8 +151,7 @@ class CountedExporter(SpanExporter):
         self.taken += len(spans)
         result = SpanExportResult.FAILURE
         try:
-            if not self._closed:
-                result = self._inner.export(spans)
+            result = self._inner.export(spans)
         finally:
             if result is not SpanExportResult.SUCCESS:
                 self.failed += len(spans)

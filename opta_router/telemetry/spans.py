@@ -196,8 +196,6 @@ class SpanTrace(RequestTrace):
 
     def _over(self, attributes: facts.Attributes, error: str | None = None) -> None:
         """End the CLIENT span and the stage that it is in. Only the first time counts."""
-        if self._ended:
-            return
         self._ended = True
         if self._client is None:
             return

@@ -3,11 +3,13 @@
 import logging
 import time
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from opta_router.request import SamplingParams
 from opta_router.telemetry import NO_TRACE, Tracing
 from opta_router.telemetry.spans import SpanTrace
 from tests.unit.telemetry import lives
@@ -123,6 +125,16 @@ def test_what_speculation_did_not_count_is_absent_and_not_zero(tracing, collecto
     spec = {name: value for name, value in collector.one(CLIENT).attributes.items() if name.startswith("opta.spec.")}
     spec.pop("opta.spec.draft.model")
     assert spec == {"opta.spec.requested": True, "opta.spec.active": False, "opta.spec.reason": "lane"}
+
+
+def test_a_seed_too_large_for_the_wire_is_left_out_without_a_word(tracing, collector, caplog):
+    trace = lives.begin(tracing)
+    lives.classify(trace, request=msgspec.structs.replace(lives.REQUEST, sampling=SamplingParams(seed=2**63)))
+    trace.cancelled()
+    trace.responded(None)
+    tracing.shutdown()
+    assert "gen_ai.request.seed" not in collector.one(CLIENT).attributes
+    assert caplog.messages == []
 
 
 def test_prompt_and_keys_are_nowhere_in_a_trace(tracing, collector):
