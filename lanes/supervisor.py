@@ -64,6 +64,7 @@ class Supervisor:
         self._failed_starts = 0
         self._loading: dict[str, None] = {}
         self._became_ready = anyio.Event()
+        self._was_lost = anyio.Event()
         self.models: dict[str, wire.ModelInfo] = {}
         self.load_failures: dict[str, str] = {}
         self.stats: wire.Stats | None = None
@@ -90,6 +91,10 @@ class Supervisor:
         """Return when the host takes requests."""
         while self._state is not HostState.READY:
             await self._became_ready.wait()
+
+    async def wait_lost(self) -> None:
+        """Return when the host that runs now, or starts next, is lost."""
+        await self._was_lost.wait()
 
     def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
         """Hand a request to the host; see :meth:`lanes.client.Link.submit`.
@@ -135,6 +140,8 @@ class Supervisor:
             self._link = None
             self.models = {}
             self.stats = None
+            self._was_lost.set()
+            self._was_lost = anyio.Event()
             self.host_pid = None
 
     async def _one_life(self) -> None:

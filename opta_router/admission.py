@@ -230,7 +230,7 @@ class _LaneQueue:
     def push(self, ticket: Ticket) -> None:
         client = ticket.ask.client
         if client not in self.clients:
-            self.clients[client] = self._resting.pop(client, None) or _ClientQueue()
+            self.clients[client] = self._resting.pop(client) if client in self._resting else _ClientQueue()
         self.flows.wake(client, ticket.ask.client_weight)
         self.clients[client].push(ticket)
         self.queued += 1

@@ -101,7 +101,7 @@ def shown(value: object) -> str:
             return "an object"
 
 
-def _guarded(body: bytes | msgspec.Raw, kind: Any) -> Any:
+def _guarded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

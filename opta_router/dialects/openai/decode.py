@@ -67,7 +67,7 @@ class ContentPart(msgspec.Struct):
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One message. The last fields are those of OpenAI's own answers, which clients send back: empty, they do no harm."""
+    """One message. The last fields are those of OpenAI's answers, which clients send back: empty, they do no harm."""
 
     role: Annotated[str, Meta(max_length=60)]
     content: str | list[ContentPart] | None = None

@@ -94,7 +94,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: tuple[_Choice, ...]
     service_tier: str | UnsetType = UNSET
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     opta: OptaReport | UnsetType = UNSET
 
 
@@ -126,7 +126,7 @@ class StreamEncoder:
 
     def __init__(self, facts: AnswerFacts) -> None:
         self._facts = facts
-        self._usage: None | UnsetType = None if facts.include_usage else UNSET
+        self._usage: UnsetType | None = None if facts.include_usage else UNSET
         self._before, self._after = sse(self._chunk(content=_MARK)).split(_MARK_JSON)
 
     def start(self) -> bytes:
@@ -172,7 +172,7 @@ def _body(
     facts: AnswerFacts,
     kind: str,
     *choices: _Choice,
-    usage: Usage | None | UnsetType = UNSET,
+    usage: Usage | UnsetType | None = UNSET,
     opta: OptaReport | UnsetType = UNSET,
 ) -> _Body:
     return _Body(

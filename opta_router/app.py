@@ -1,0 +1,84 @@
+"""The ASGI application: routes, errors of one shape, and the guards in front."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from opta_router.dialects import openai
+from opta_router.dispatch import Dispatcher, Engine
+from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
+from opta_router.http import health, inference, models
+from opta_router.server import BodyLimit, HostGuard
+from opta_router.server.refusal import ASGIApp
+from opta_router.service import Service
+from opta_router.telemetry import Tracing
+from policies.schema import Config
+
+log = logging.getLogger(__name__)
+
+
+def build_app(config: Config, engine: Engine, dispatcher: Dispatcher, tracing: Tracing) -> ASGIApp:
+    """The application to serve. ``engine`` must be running, or start; until it is ready, requests are a 503."""
+    app = Starlette(
+        routes=_routes(),
+        exception_handlers={RouterError: _router_error, HTTPException: _http_error, Exception: _fault},
+    )
+    app.state.service = Service(
+        config=config, engine=engine, dispatcher=dispatcher, tracing=tracing, started_s=int(time.time())
+    )
+    limited = BodyLimit(
+        app,
+        max_body_bytes=int(config.server.max_body),
+        read_timeout_s=float(config.server.body_timeout),
+        render_error=openai.render_refusal,
+    )
+    return HostGuard(
+        limited,
+        bound_host=config.server.host,
+        allowed_hosts=config.server.allowed_hosts,
+        allowed_origins=config.server.allowed_origins,
+        render_error=openai.render_refusal,
+    )
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        Route("/v1/chat/completions", inference.chat_completions()),
+        Route("/v1/completions", inference.completions()),
+        Route("/v1/models", models.list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
+        Route("/healthz", health.healthz, methods=["GET"]),
+        Route("/readyz", health.readyz, methods=["GET"]),
+    ]
+
+
+async def _router_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RouterError):
+        raise error
+    return _rendered(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, or not this method."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return _rendered(MethodNotAllowed(f"{request.url.path} takes {allowed}", allowed=allowed))
+    return _rendered(NotFound("there is nothing at this path"))
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return _rendered(Fault("an internal error; the router's log says more"))
+
+
+def _rendered(error: RouterError) -> Response:
+    rendered = openai.render_error(error)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in rendered.headers}
+    return Response(rendered.body, rendered.status, headers, "application/json")

@@ -1,0 +1,368 @@
+"""Performs what the deciders decide: a slot from admission, a submission to the engine, an answer as it comes in.
+
+:meth:`Dispatcher.answer` owns a request from its offer to its end. A slot, once confirmed, belongs to the request on
+the host and is released by the host's last word on it, whether or not anybody still listens: the next request is
+granted a slot that the device has really let go of.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import anyio
+import msgspec
+
+from lanes import wire
+from lanes.client import Generation, OnEnd
+from lanes.errors import HostDied, HostUnavailable, RequestRefused
+from opta_router import errors
+from opta_router.admission import Admission, Ask, Effect, Granted, LaneLimits, LaneStats, Rejected, Ticket
+from opta_router.request import Ending, GenerationRequest, OptaReport, SpeculativeReport
+from opta_router.telemetry import RequestTrace
+from policies.classify import Classification
+from policies.errors import SpeculationUnsupported
+from policies.schema import Config, LaneConfig, ModelConfig
+from policies.speculation import PairCapability, SpecDecision, SpecRequest, decide, spec_policy
+
+ENGINE_RETRY_S: Final = 5
+"""What a client is told to wait while the engine starts: a small model's load, or a restart."""
+
+MODEL_RETRY_S: Final = 60
+
+
+class Engine(Protocol):
+    """What the dispatcher needs of :class:`lanes.supervisor.Supervisor`."""
+
+    models: dict[str, wire.ModelInfo]
+    load_failures: dict[str, str]
+
+    def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
+        """Hand a request over. Raises HostUnavailable."""
+        ...
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why no request can be taken now."""
+        ...
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """A classified request. ``arrived_s`` is the dispatcher's clock when its headers were in."""
+
+    request: GenerationRequest
+    verdict: Classification
+    sub_client: str
+    trace: RequestTrace
+    arrived_s: float
+
+
+class _Seat:
+    """Where a waiting request hears what became of its ticket."""
+
+    def __init__(self) -> None:
+        self.decided = anyio.Event()
+        self.rejected: Rejected | None = None
+
+    def decide(self, rejected: Rejected | None) -> None:
+        self.rejected = rejected
+        self.decided.set()
+
+
+class Dispatcher:
+    """One for each router. Everything happens on one event loop.
+
+    Args:
+        config: the configuration in force.
+        engine: takes submissions.
+        now_s: a monotonic clock.
+    """
+
+    def __init__(self, config: Config, engine: Engine, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._models = {model.name: model for model in config.models}
+        self._spec_policy = spec_policy(config)
+        self._engine = engine
+        self._now_s = now_s
+        self._admission = Admission(_limits(config))
+        self._seats: dict[Ticket, _Seat] = {}
+
+    def now_s(self) -> float:
+        """The clock of :attr:`Arrival.arrived_s`."""
+        return self._now_s()
+
+    def drain(self) -> None:
+        """Take no new requests, and turn away those that wait; those that run go on."""
+        self._perform(self._admission.drain())
+
+    def stats(self) -> dict[wire.Lane, LaneStats]:
+        """Slots and queues of each lane, now."""
+        return self._admission.stats()
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why no request would be taken now; empty if one would."""
+        reasons = self._engine.not_ready_reasons()
+        if self._admission.draining:
+            reasons = [*reasons, "draining"]
+        failures = self._engine.load_failures
+        if self._models and failures.keys() >= self._models.keys():
+            reasons = [*reasons, *(f"model {name}: {why}" for name, why in failures.items())]
+        return reasons
+
+    @asynccontextmanager
+    async def answer(self, arrival: Arrival) -> AsyncIterator[Answer]:
+        """Wait for a slot and start the request; on leaving, take it off the device if it still runs.
+
+        Raises:
+            RouterError: it was not accepted.
+        """
+        model = self._models[arrival.verdict.model]
+        self._require_engine(model.name)
+        ticket = await self._granted(arrival)
+        # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
+        answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival.request, ticket.lane, model))
+        try:
+            submit = arrival.request.submission(
+                secrets.token_hex(12), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
+            )
+            generation = self._engine.submit(submit, lambda _: self._release(ticket))
+        except BaseException as exc:
+            self._release(ticket)
+            if isinstance(exc, HostUnavailable):
+                raise errors.EngineUnavailable(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
+            raise
+        try:
+            arrival.trace.dispatched()
+            answer.attach(generation)
+            yield answer
+        finally:
+            generation.cancel()
+
+    def _require_engine(self, model: str) -> None:
+        if self._admission.draining:
+            return  # admission says so, and with which Retry-After
+        reasons = self._engine.not_ready_reasons()
+        if reasons:
+            raise errors.EngineUnavailable("; ".join(reasons), retry_after_s=ENGINE_RETRY_S)
+        failure = self._engine.load_failures.get(model)
+        if failure is not None:
+            message = f"model {model} could not be loaded: {failure}"
+            raise errors.ModelUnavailable(message, retry_after_s=MODEL_RETRY_S)
+
+    async def _granted(self, arrival: Arrival) -> Ticket:
+        """A confirmed ticket: its slot is ours to release.
+
+        Raises:
+            NotNow: there is no slot, and no place to wait for one.
+        """
+        ticket, effects = self._admission.offer(_ask(arrival), self._now_s())
+        seat = self._seats[ticket] = _Seat()
+        arrival.trace.queued()
+        try:
+            self._perform(effects)
+            while not seat.decided.is_set():
+                with anyio.move_on_after(ticket.deadline_s - self._now_s()):
+                    await seat.decided.wait()
+                if not seat.decided.is_set():
+                    self._perform(self._admission.expire(self._now_s()))
+            if seat.rejected is not None:
+                raise _not_now(seat.rejected)
+            self._admission.confirm(ticket)
+        finally:
+            del self._seats[ticket]
+            self._perform(self._admission.withdraw(ticket, self._now_s()))
+        arrival.trace.admitted(ticket.lane, ticket.route)
+        return ticket
+
+    def _release(self, ticket: Ticket) -> None:
+        self._perform(self._admission.release(ticket, self._now_s()))
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            seat = self._seats.get(effect.ticket)
+            if seat is not None:
+                seat.decide(None if isinstance(effect, Granted) else effect)
+
+    def _speculation(self, request: GenerationRequest, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
+        asked = SpecRequest(request.num_draft_tokens)
+        try:
+            return decide(asked, lane, capability(model, self._engine.models.get(model.name)), self._spec_policy)
+        except SpeculationUnsupported as exc:
+            raise errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S) from exc
+
+
+class Answer:
+    """One running request: :meth:`started`, then :meth:`text` until it says None, then :attr:`ending` stands."""
+
+    def __init__(
+        self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], speculation: Callable[[], SpecDecision]
+    ) -> None:
+        self.lane = ticket.lane
+        self.route = ticket.route
+        self.ending: Ending | None = None
+        self._arrival = arrival
+        self._now_s = now_s
+        self._speculation = speculation
+        self._decision = speculation()
+        self._queue_ms = self._elapsed_ms()
+        self._ttft_ms: float | None = None
+        self._pending: list[wire.Event] = []
+        self._generation: Generation | None = None
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Bound of a speculative round; 0: none."""
+        return self._decision.max_draft_tokens
+
+    def attach(self, generation: Generation) -> None:
+        """The request is on its way to the host."""
+        self._generation = generation
+
+    async def started(self) -> None:
+        """Return when the host has taken the prompt: from here on, errors are rare.
+
+        Raises:
+            RouterError: the host refused it.
+        """
+        self._pending = await self._receive()
+
+    async def text(self) -> str | None:
+        """All text that has come in and was not yet given out (it may be empty); None after the end.
+
+        Raises:
+            RouterError: the engine failed.
+        """
+        if self.ending is not None:
+            return None
+        events, self._pending = self._pending or await self._receive(), []
+        pieces: list[str] = []
+        for event in events:
+            match event:
+                case wire.Delta():
+                    pieces.append(event.text)
+                    self._first_token()
+                case wire.Finished():
+                    self.ending = Ending(event, self._report(event))
+        return "".join(pieces)
+
+    def report(self) -> OptaReport:
+        """What can be said of the request before its end."""
+        return self._report(None)
+
+    async def _receive(self) -> list[wire.Event]:
+        if self._generation is None:
+            raise RuntimeError("not submitted")
+        try:
+            return await self._generation.receive()
+        except HostDied as exc:
+            raise errors.EngineDied(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
+        except RequestRefused as exc:
+            raise _refusal(exc, self._arrival.request) from exc
+
+    def _first_token(self) -> None:
+        if self._ttft_ms is None:
+            self._ttft_ms = self._elapsed_ms()
+            self._arrival.trace.first_token()
+
+    def _elapsed_ms(self) -> float:
+        return round((self._now_s() - self._arrival.arrived_s) * 1000, 2)
+
+    def _report(self, finished: wire.Finished | None) -> OptaReport:
+        return OptaReport(
+            lane=self.lane,
+            route=self.route,
+            queue_ms=self._queue_ms,
+            ttft_ms=self._ttft_ms,
+            resumed=0,
+            hint_ignored=self._arrival.verdict.hint_ignored,
+            speculative=self._spec_report(finished.speculative if finished is not None else None),
+        )
+
+    def _spec_report(self, counters: wire.SpecCounters | None) -> SpeculativeReport:
+        decision = self._decision
+        if decision.active and counters is None:
+            # The decision was made before the pair was loaded, and the pair turned out not to be able.
+            decision = self._speculation()
+        if counters is None:
+            return SpeculativeReport(
+                requested=decision.requested,
+                active=decision.active,
+                reason=decision.reason,
+                telemetry="unavailable" if decision.active else None,
+            )
+        ratio = counters.acceptance_ratio
+        return SpeculativeReport(
+            requested=decision.requested,
+            active=decision.active,
+            reason=decision.reason,
+            telemetry="native",
+            rounds=counters.rounds,
+            proposed=counters.proposed,
+            accepted=counters.accepted,
+            rejected=counters.rejected,
+            ignored=counters.ignored,
+            acceptance_ratio=None if ratio is None else round(ratio, 4),
+        )
+
+
+def _limits(config: Config) -> dict[wire.Lane, LaneLimits]:
+    lanes: Mapping[wire.Lane, LaneConfig] = {
+        "interactive": config.lanes.interactive,
+        "throughput": config.lanes.throughput,
+    }
+    return {
+        name: LaneLimits(lane.max_active, lane.max_queue, float(lane.queue_timeout), lane.spill)
+        for name, lane in lanes.items()
+    }
+
+
+def _ask(arrival: Arrival) -> Ask:
+    verdict = arrival.verdict
+    ask = Ask(lane=verdict.lane, route=verdict.route, sub_client=arrival.sub_client)
+    client = verdict.client
+    if client is None:
+        return ask
+    return msgspec.structs.replace(
+        ask, client=client.name, client_weight=client.weight, client_max_active=client.max_active
+    )
+
+
+def capability(model: ModelConfig, info: wire.ModelInfo | None) -> PairCapability:
+    """What the host found; of a pair that was never loaded, the best is assumed."""
+    if info is None:
+        return PairCapability(target=model.target, draft=model.draft)
+    return PairCapability(
+        target=model.target,
+        draft=model.draft,
+        target_family=info.target_family,
+        draft_family=info.draft_family,
+        same_vocabulary=info.same_vocabulary,
+        same_template=info.same_template,
+        cache_trimmable=info.cache_trimmable,
+    )
+
+
+def _not_now(rejected: Rejected) -> errors.NotNow:
+    lane, retry_s = rejected.ticket.lane, rejected.retry_after_s
+    match rejected.code:
+        case "queue_full":
+            return errors.QueueFull(f"the {lane} lane's queue is full", retry_after_s=retry_s)
+        case "deadline":
+            waited = "the request waited for its turn as long as this lane allows"
+            return errors.DeadlineExceeded(f"the {lane} lane is busy: {waited}", retry_after_s=retry_s)
+        case "draining":
+            return errors.Draining("the router is shutting down", retry_after_s=retry_s)
+
+
+def _refusal(exc: RequestRefused, request: GenerationRequest) -> errors.RouterError:
+    field = "messages" if request.operation == "chat" else "prompt"
+    match exc.code:
+        case wire.FailureCode.CONTEXT_LENGTH_EXCEEDED:
+            return errors.InvalidRequest("context_length_exceeded", str(exc), param=field)
+        case wire.FailureCode.INVALID_PROMPT:
+            return errors.InvalidRequest("invalid_prompt", str(exc), param=field)
+        case wire.FailureCode.MODEL_UNAVAILABLE:
+            return errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S)
+        case _:
+            return errors.EngineFault("the engine failed this request; the router's log says why")

@@ -1,0 +1,1 @@
+"""Endpoints: from ASGI to the dispatcher and back."""

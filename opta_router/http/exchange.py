@@ -1,0 +1,83 @@
+"""One HTTP exchange over ASGI: headers in, at most one response out, and the client's leaving noticed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Final
+
+from opta_router.errors import InvalidRequest, UnsupportedMediaType
+from opta_router.server.refusal import Receive, Scope, Send
+
+MAX_REQUEST_ID_CHARS: Final = 128
+Header = tuple[bytes, bytes]
+
+
+class Exchange:
+    """Not more than a scope and two callables, with names for what is done with them."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self.status: int | None = None
+        # A header that comes twice counts once: the last one, as most servers have it.
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        self._request_id = ""
+
+    @property
+    def request_id(self) -> str:
+        """The client's ``X-Request-Id``, or one made here."""
+        if not self._request_id:
+            given = self.headers.get("x-request-id", "")
+            self._request_id = given if _is_request_id(given) else f"req-{secrets.token_hex(12)}"
+        return self._request_id
+
+    def check_request_id(self) -> None:
+        """Raises InvalidRequest if the client's is not one that can be echoed."""
+        given = self.headers.get("x-request-id")
+        if given is not None and not _is_request_id(given):
+            allowed = f"1 to {MAX_REQUEST_ID_CHARS} visible ASCII characters"
+            raise InvalidRequest("invalid_request_id", f"X-Request-Id: allowed is {allowed}", param="X-Request-Id")
+
+    async def json_body(self) -> bytes:
+        """The whole body, which the middleware has read already.
+
+        Raises:
+            UnsupportedMediaType: it is not declared to be JSON.
+        """
+        declared = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if declared != "application/json":
+            raise UnsupportedMediaType("the body must be declared as Content-Type: application/json")
+        parts: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def disconnected(self) -> None:
+        """Return when the client has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, content_type: bytes, headers: Iterable[Header] = ()) -> None:
+        """Send status and headers; ``X-Request-Id`` is among them."""
+        self.status = status
+        own = ((b"content-type", content_type), (b"x-request-id", self.request_id.encode("ascii")))
+        await self._send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        """Send a part of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def respond(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+        """Send a whole JSON response."""
+        await self.start(status, b"application/json", [(b"content-length", b"%d" % len(body)), *headers])
+        await self.write(body, more=False)
+
+
+def _is_request_id(text: str) -> bool:
+    return 0 < len(text) <= MAX_REQUEST_ID_CHARS and all("!" <= character <= "~" for character in text)

@@ -1,0 +1,216 @@
+"""The endpoints that generate: decode, classify, dispatch, and send what comes."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from opta_router.dialects import openai
+from opta_router.dialects.framing import CONTENT_TYPE, KEEP_ALIVE
+from opta_router.dispatch import Answer, Arrival
+from opta_router.errors import Fault, MethodNotAllowed, ModelNotFound, PresetNotFound, RouterError
+from opta_router.http.auth import authenticate
+from opta_router.http.exchange import Exchange, Header
+from opta_router.request import Ending, GenerationRequest, Operation
+from opta_router.server.refusal import Receive, Scope, Send
+from opta_router.service import VERSION, Service, service_of
+from opta_router.telemetry import RequestTrace
+from policies.classify import PRESET_HEADER, Classification, RequestFacts, classify
+from policies.errors import UnknownModel, UnknownPreset
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S: Final = 15.0
+"""A stream that has nothing to say sends a comment this often: proxies close connections that are silent for longer."""
+
+SUB_CLIENT_HEADERS: Final = ("x-client-id", "x-openclaw-agent-id")
+MAX_SUB_CLIENT_CHARS: Final = 128
+FINGERPRINT: Final = f"opta-router-{VERSION}"
+_PREFIX: Final[dict[Operation, str]] = {"chat": "chatcmpl", "text_completion": "cmpl"}
+
+Decode = Callable[[bytes, frozenset[str]], GenerationRequest]
+
+
+class InferenceEndpoint:
+    """One path that generates, as an ASGI application."""
+
+    def __init__(self, path: str, decode: Decode) -> None:
+        self._path = path
+        self._decode = decode
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, and tell its trace how it ended."""
+        service = service_of(scope)
+        exchange = Exchange(scope, receive, send)
+        if scope["method"] != "POST":
+            error = MethodNotAllowed(f"{self._path} takes POST", allowed="POST")
+            await _send_error(exchange, error)
+            return
+        trace = service.tracing.request(
+            method="POST",
+            route=self._path,
+            headers=exchange.headers,
+            scheme=scope["scheme"],
+            client_address=(scope.get("client") or (None,))[0],
+            http_version=scope["http_version"],
+        )
+        try:
+            await _Inference(service, exchange, trace).run(self._decode)
+        finally:
+            trace.responded(exchange.status)
+
+
+class _Inference:
+    """One request's way through the router."""
+
+    def __init__(self, service: Service, exchange: Exchange, trace: RequestTrace) -> None:
+        self._service = service
+        self._exchange = exchange
+        self._trace = trace
+        self._arrived_s = service.dispatcher.now_s()
+        self._stream: openai.StreamEncoder | None = None
+
+    async def run(self, decode: Decode) -> None:
+        """Answer, unless the client leaves first."""
+        try:
+            request, verdict = await self._understood(decode)
+        except RouterError as error:
+            await self._failed(error)
+            return
+        async with anyio.create_task_group() as tg:
+
+            async def watch() -> None:
+                await self._exchange.disconnected()
+                self._trace.cancelled()
+                tg.cancel_scope.cancel()
+
+            tg.start_soon(watch)
+            await self._answer(request, verdict)
+            tg.cancel_scope.cancel()
+
+    async def _understood(self, decode: Decode) -> tuple[GenerationRequest, Classification]:
+        """What is asked, by whom, and where it goes.
+
+        Raises:
+            RouterError: it cannot be asked.
+        """
+        exchange, config = self._exchange, self._service.config
+        exchange.check_request_id()
+        client = authenticate(config.clients, exchange.headers)
+        body = await exchange.json_body()
+        request = decode(body, frozenset(hint.body for hint in config.hints if hint.body is not None))
+        facts = RequestFacts(request.model, exchange.headers, request.hints, client)
+        try:
+            verdict = classify(config, facts)
+        except UnknownModel as exc:
+            raise ModelNotFound(str(exc), param="model") from exc
+        except UnknownPreset as exc:
+            raise PresetNotFound(str(exc), param=PRESET_HEADER) from exc
+        draft = next(model.draft for model in config.models if model.name == verdict.model)
+        self._trace.classified(
+            request, verdict, request_id=exchange.request_id, sub_client=self._sub_client(), draft_model=draft
+        )
+        return request, verdict
+
+    async def _answer(self, request: GenerationRequest, verdict: Classification) -> None:
+        arrival = Arrival(
+            request=request,
+            verdict=verdict,
+            sub_client=self._sub_client(),
+            trace=self._trace,
+            arrived_s=self._arrived_s,
+        )
+        facts = openai.AnswerFacts(
+            operation=request.operation,
+            id=f"{_PREFIX[request.operation]}-{secrets.token_hex(12)}",
+            created=int(time.time()),
+            model=verdict.model,
+            system_fingerprint=FINGERPRINT,
+            service_tier=request.service_tier,
+            include_usage=request.include_usage,
+        )
+        try:
+            async with self._service.dispatcher.answer(arrival) as answer:
+                await answer.started()
+                if request.stream:
+                    ending = await self._streamed(facts, answer)
+                else:
+                    ending = await self._whole(facts, answer)
+            self._trace.finished(ending)
+        except RouterError as error:
+            await self._failed(error)
+        except Exception:
+            log.exception("request %s", self._exchange.request_id)
+            await self._failed(Fault("an internal error; the router's log says more under this request's id"))
+
+    async def _whole(self, facts: openai.AnswerFacts, answer: Answer) -> Ending:
+        pieces: list[str] = []
+        while (text := await answer.text()) is not None:
+            pieces.append(text)
+        ending = _ending_of(answer)
+        await self._exchange.respond(200, openai.encode(facts, "".join(pieces), ending), _routing(answer))
+        return ending
+
+    async def _streamed(self, facts: openai.AnswerFacts, answer: Answer) -> Ending:
+        stream = openai.StreamEncoder(facts)
+        headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *_routing(answer)]
+        await self._exchange.start(200, CONTENT_TYPE, headers)
+        self._stream = stream
+        data = stream.start()
+        while True:
+            text: str | None = ""
+            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
+                text = await answer.text()
+            if silence.cancelled_caught:
+                data += KEEP_ALIVE
+            if text is None:
+                break
+            data += stream.delta(text) if text else b""
+            if data and answer.ending is None:  # the last words go together with the end
+                await self._exchange.write(data, more=True)
+                data = b""
+        ending = _ending_of(answer)
+        await self._exchange.write(data + stream.finish(ending), more=False)
+        return ending
+
+    async def _failed(self, error: RouterError) -> None:
+        """Say so: with a status if none was sent, else in the stream."""
+        self._trace.failed(error.code)
+        if self._exchange.status is None:
+            await _send_error(self._exchange, error)
+        else:
+            await self._exchange.write(self._stream.error(error) if self._stream is not None else b"", more=False)
+
+    def _sub_client(self) -> str:
+        headers: dict[str, str] = self._exchange.headers
+        return next((headers[name] for name in SUB_CLIENT_HEADERS if name in headers), "")[:MAX_SUB_CLIENT_CHARS]
+
+
+def _ending_of(answer: Answer) -> Ending:
+    if answer.ending is None:
+        raise RuntimeError("the answer has not ended")
+    return answer.ending
+
+
+def _routing(answer: Answer) -> list[Header]:
+    return [(b"x-opta-lane", answer.lane.encode("ascii")), (b"x-opta-route", answer.route.encode("ascii"))]
+
+
+async def _send_error(exchange: Exchange, error: RouterError) -> None:
+    rendered = openai.render_error(error)
+    await exchange.respond(rendered.status, rendered.body, rendered.headers)
+
+
+def chat_completions() -> InferenceEndpoint:
+    """``POST /v1/chat/completions``."""
+    return InferenceEndpoint("/v1/chat/completions", openai.decode_chat)
+
+
+def completions() -> InferenceEndpoint:
+    """``POST /v1/completions``."""
+    return InferenceEndpoint("/v1/completions", openai.decode_completion)
