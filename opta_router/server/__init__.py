@@ -6,18 +6,23 @@ Put `HostGuard` and `BodyLimit` in front of every application that it serves.
 from opta_router.server.binding import BindError
 from opta_router.server.body_limit import BodyLimit
 from opta_router.server.host_guard import HostGuard
+from opta_router.server.lifespan import LifespanEndedError
 from opta_router.server.limits import ServerLimits
 from opta_router.server.refusal import RenderError, refuse
 from opta_router.server.repairs import UnrepairedHypercornError
 from opta_router.server.runner import serve
+from opta_router.server.signals import StopSignals, stop_signals
 
 __all__ = [
     "BindError",
     "BodyLimit",
     "HostGuard",
+    "LifespanEndedError",
     "RenderError",
     "ServerLimits",
+    "StopSignals",
     "UnrepairedHypercornError",
     "refuse",
     "serve",
+    "stop_signals",
 ]

@@ -18,8 +18,10 @@ def bind_socket(host: str, port: int, *, send_buffer_bytes: int) -> socket.socke
     Accepted connections inherit `send_buffer_bytes`.
 
     Raises:
-        BindError: the name does not resolve, or the address is taken, foreign or forbidden.
+        BindError: the name does not resolve, or the address is taken, foreign, forbidden or no address.
     """
+    if not 0 <= port <= 65_535:  # getaddrinfo takes a larger one modulo 65,536
+        raise BindError(f"cannot listen on {host}:{port}: ports go from 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -32,9 +34,14 @@ def bind_socket(host: str, port: int, *, send_buffer_bytes: int) -> socket.socke
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise BindError(f"cannot listen on {host}:{port}: {_explain(error)}") from error
+        raise bind_error(host, port, error) from error
     sock.setblocking(False)
     return sock
+
+
+def bind_error(host: str, port: int, error: OSError) -> BindError:
+    """What the operator should read about an error of bind or listen."""
+    return BindError(f"cannot listen on {host}:{port}: {_explain(error)}")
 
 
 def url_of(sock: socket.socket) -> str:

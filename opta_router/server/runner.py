@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
-from opta_router.server.binding import bind_socket, url_of
+from opta_router.server.binding import bind_error, bind_socket, url_of
+from opta_router.server.lifespan import LifespanRun
 from opta_router.server.limits import ServerLimits, connection_cap
+from opta_router.server.race import Trigger, first_of, never
 from opta_router.server.repairs import require_repaired_version
 from opta_router.server.repairs.connection import Connection
 
@@ -29,7 +30,8 @@ async def serve(
     *,
     host: str,
     port: int,
-    shutdown_trigger: Callable[[], Awaitable[object]],
+    shutdown_trigger: Trigger,
+    cut_trigger: Trigger = never,
     limits: ServerLimits | None = None,
     on_bound: Callable[[str], None] | None = None,
 ) -> None:
@@ -37,12 +39,14 @@ async def serve(
 
     The address is bound first, then the application's lifespan starts, then connections are accepted and `on_bound`
     gets the URL with the real port. After the trigger no connection is accepted; running requests have
-    `drain_timeout_s`, then they are cut: all in all it ends within that and `2 * cut_timeout_s + shutdown_timeout_s`.
+    `drain_timeout_s`, or until `cut_trigger` returns, then they are cut: all in all it ends within that and
+    `3 * cut_timeout_s + shutdown_timeout_s`. A cancellation does what the trigger does; the next one cuts.
 
     Raises:
         BindError: the address cannot be listened on.
         UnrepairedHypercornError: the installed Hypercorn is not the one that this server is made for.
         LifespanFailureError, LifespanTimeoutError: Hypercorn's; the application did not start or stop.
+        LifespanEndedError: the application's lifespan ended before the trigger; requests were drained all the same.
     """
     require_repaired_version()
     limits = limits or ServerLimits()
@@ -51,19 +55,30 @@ async def serve(
         config = _hypercorn_config(limits)
         wrapped = ASGIWrapper(app)
         state: dict[str, Any] = {}
-        async with _LifespanRun(wrapped, config, state):
+        async with LifespanRun(wrapped, config, state, cut=cut_trigger, cut_timeout_s=limits.cut_timeout_s) as lifespan:
             connections = _Connections(wrapped, config, state, limits)
-            server = await asyncio.start_server(connections.accept, sock=sock, backlog=limits.backlog)
+            try:
+                server = await asyncio.start_server(connections.accept, sock=sock, backlog=limits.backlog)
+            except OSError as error:  # two may have bound the address before either of them listened
+                raise bind_error(host, port, error) from error
             try:
                 if on_bound is not None:
                     on_bound(url_of(sock))
-                await shutdown_trigger()
+                await first_of(shutdown_trigger(), lifespan.ended())
             finally:
-                # Not `wait_closed`: since Python 3.12.1 it waits for every connection, without a deadline.
-                server.close()
-                await connections.drain()
+                await _stop_accepting(server)
+                await connections.drain(cut_trigger)
     finally:
         sock.close()
+
+
+async def _stop_accepting(server: asyncio.Server) -> None:
+    # A connection that asyncio has accepted in this turn of the loop would find its server closed, and be forgotten.
+    for sock in server.sockets:
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+    await asyncio.sleep(0)
+    # Not `wait_closed`: since Python 3.12.1 it waits for every connection, without a deadline.
+    server.close()
 
 
 class _Connections:
@@ -94,56 +109,34 @@ class _Connections:
             _log.warning("a connection ended on an error: %r", error)
             _log.debug("its traceback", exc_info=error)
 
-    async def drain(self) -> None:
+    async def drain(self, cut: Trigger) -> None:
         """Let running requests end, then tell the rest that their client is gone, then cancel what is left."""
         await self._context.terminated.set()
         for connection in list(self._open.values()):
             connection.close_if_idle()
-        if await self._wait(self._limits.drain_timeout_s):
-            return
-        _log.warning("cutting %d connections after %g s of draining", len(self._open), self._limits.drain_timeout_s)
-        for connection in list(self._open.values()):
-            connection.abort()
-        if await self._wait(self._limits.cut_timeout_s):
-            return
-        for task in list(self._open):
-            task.cancel()
-        if not await self._wait(self._limits.cut_timeout_s):
+        limits = self._limits
+        try:
+            await first_of(self._all_closed(), cut(), timeout_s=limits.drain_timeout_s)
+            if not self._open:
+                return
+            _log.warning("cutting %d connections that did not end while draining", len(self._open))
+            self._abort()
+            await first_of(self._all_closed(), timeout_s=limits.cut_timeout_s)
+        finally:
+            self._abort()
+            for task in list(self._open):
+                task.cancel()
+        await first_of(self._all_closed(), timeout_s=limits.cut_timeout_s)
+        if self._open:
             _log.error("%d connections would not end; leaving them", len(self._open))
 
-    async def _wait(self, timeout_s: float) -> bool:
+    def _abort(self) -> None:
+        for connection in list(self._open.values()):
+            connection.abort()
+
+    async def _all_closed(self) -> None:
         if self._open:
-            await asyncio.wait(list(self._open), timeout=timeout_s)
-        return not self._open
-
-
-class _LifespanRun:
-    """The application's lifespan, around the serving."""
-
-    def __init__(self, app: Any, config: Config, state: dict[str, Any]) -> None:
-        self._lifespan = Lifespan(app, config, asyncio.get_running_loop(), state)
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._lifespan.handle_lifespan())
-        try:
-            await self._lifespan.wait_for_startup()
-        except BaseException:
-            await self._end()
-            raise
-        if self._task.done():
-            self._task.result()
-
-    async def __aexit__(self, *_: object) -> None:
-        try:
-            await self._lifespan.wait_for_shutdown()
-        finally:
-            await self._end()
-
-    async def _end(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.result()
+            await asyncio.wait(list(self._open))
 
 
 def _hypercorn_config(limits: ServerLimits) -> Config:

@@ -18,10 +18,11 @@ from opta_router.server.runner import ASGIApp, serve
 
 @dataclass(frozen=True)
 class RunningServer:
-    """Where it listens, its shutdown trigger, and the task that ends when the shutdown is over."""
+    """Where it listens, its triggers of shutdown and cut, and the task that ends when the shutdown is over."""
 
     url: str
     stop: asyncio.Event
+    cut: asyncio.Event
     task: asyncio.Task[None]
 
     @property
@@ -37,16 +38,24 @@ async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[RunningServer]:
 
     Draining is cut at once unless `drain_timeout_s` says otherwise.
     """
-    stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
+    stop, cut, url = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop().create_future()
     bounds = ServerLimits(**{"drain_timeout_s": 0.1, **limits})
     task = asyncio.create_task(
-        serve(app, host="127.0.0.1", port=0, shutdown_trigger=stop.wait, limits=bounds, on_bound=url.set_result)
+        serve(
+            app,
+            host="127.0.0.1",
+            port=0,
+            shutdown_trigger=stop.wait,
+            cut_trigger=cut.wait,
+            limits=bounds,
+            on_bound=url.set_result,
+        )
     )
     await asyncio.wait([task, url], return_when=asyncio.FIRST_COMPLETED)
     try:
         if task.done():
             task.result()
-        yield RunningServer(url.result(), stop, task)
+        yield RunningServer(url.result(), stop, cut, task)
     finally:
         stop.set()
         await task

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.anyio
 
 GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CHUNK = bytes(32 * 1024)
+LARGE = bytes(200_000)
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ class Faults:
                 Route("/early", self.early, methods=["POST"]),
                 Route("/echo", self.echo, methods=["GET", "POST"]),
                 Route("/slow", self.slow),
+                Route("/large", self.large),
             ]
         )
 
@@ -78,6 +80,15 @@ class Faults:
         await self.release.wait()
         return PlainTextResponse("done")
 
+    async def large(self, _: Request) -> Response:
+        return PlainTextResponse(LARGE)
+
+
+@asynccontextmanager
+async def deadline() -> AsyncIterator[None]:
+    with anyio.fail_after(20):
+        yield
+
 
 @asynccontextmanager
 async def connected(
@@ -99,11 +110,11 @@ async def read_response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(lines[0].split()[1]), await reader.readexactly(length)
 
 
-def stalled_reader(server: RunningServer, path: bytes) -> socket.socket:
+def stalled_reader(server: RunningServer, path: bytes, headers: bytes = b"") -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     sock.connect(server.address)
-    sock.sendall(GET % path)
+    sock.sendall((GET % path).removesuffix(b"\r\n") + headers + b"\r\n")
     return sock
 
 
@@ -247,23 +258,41 @@ async def test_keep_alive_peer_that_closed_frees_its_descriptor_at_once():
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nx-slow: ", (GET % b"/echo?x") + b"GET / HT"])
 async def test_headers_that_do_not_end_are_closed(sent):
-    async with serving(Faults().app, header_timeout_s=0.2, keep_alive_timeout_s=1) as server:
-        async with connected(server) as (reader, writer):
-            with anyio.fail_after(20):
-                writer.write(sent)
-                await reader.read()
+    limits = {"header_timeout_s": 0.2, "keep_alive_timeout_s": 3600}
+    async with serving(Faults().app, **limits) as server, connected(server) as (reader, writer), deadline():
+        writer.write(sent)
+        await reader.read()
 
 
 async def test_trickled_headers_do_not_live_on_the_keep_alive_time():
-    async with serving(Faults().app, header_timeout_s=0.3, keep_alive_timeout_s=3600) as server:
-        async with connected(server) as (reader, writer):
-            with anyio.fail_after(20):
-                writer.write(GET % b"/echo?x")
-                assert await read_response(reader) == (200, b"x")
-                with suppress(OSError):
-                    while not reader.at_eof():
-                        writer.write(b"G")
-                        await anyio.sleep(0.05)
+    limits = {"header_timeout_s": 0.3, "keep_alive_timeout_s": 3600}
+    async with serving(Faults().app, **limits) as server, connected(server) as (reader, writer), deadline():
+        writer.write(GET % b"/echo?x")
+        assert await read_response(reader) == (200, b"x")
+        with suppress(OSError):
+            while not reader.at_eof():
+                writer.write(b"G")
+                await anyio.sleep(0.05)
+
+
+async def test_connection_that_waits_too_long_for_its_next_request_is_closed():
+    limits = {"header_timeout_s": 3600, "keep_alive_timeout_s": 0.2}
+    async with serving(Faults().app, **limits) as server, connected(server) as (reader, writer), deadline():
+        writer.write(GET % b"/echo?x")
+        assert await read_response(reader) == (200, b"x")
+        assert await reader.read() == b""
+
+
+async def test_slow_reader_of_a_last_answer_gets_all_of_it():
+    async with serving(Faults().app, linger_s=0.1, write_stall_s=3, send_buffer_bytes=4096) as server:
+        client = stalled_reader(server, b"/large", b"connection: close\r\n")
+        client.setblocking(False)
+        received_bytes, loop = 0, asyncio.get_running_loop()
+        with client, anyio.fail_after(20), suppress(ConnectionResetError):
+            while data := await loop.sock_recv(client, 4096):
+                received_bytes += len(data)
+                await anyio.sleep(0.02)
+    assert received_bytes > len(LARGE)
 
 
 async def test_headers_larger_than_the_limit_are_refused_with_431():

@@ -26,9 +26,13 @@ def anyio_backend():
 
 
 class Flood:
-    """Sends for ever on /flood, answers without reading on /early, and counts what is going on."""
+    """Sends for ever on /flood, answers without reading on /early, and counts what is going on.
+
+    On /fail and /fail-midway it raises; on /impatient it gives up on sending its head and returns.
+    """
 
     def __init__(self):
+        self.gave_up = asyncio.Event()
         self.sent_bytes = 0
         self.running = 0
         self.disconnects = 0
@@ -38,9 +42,26 @@ class Flood:
             return
         self.running += 1
         try:
-            await (self.flood(receive, send) if scope["path"] == "/flood" else self.early(send))
+            match scope["path"]:
+                case "/flood":
+                    await self.flood(receive, send)
+                case "/impatient":
+                    await self.impatient(send)
+                case "/fail":
+                    raise ValueError("no")
+                case "/fail-midway":
+                    await send({"type": "http.response.start", "status": 200, "headers": []})
+                    await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+                    raise ValueError("no further")
+                case _:
+                    await self.early(send)
         finally:
             self.running -= 1
+
+    async def impatient(self, send):
+        with anyio.move_on_after(0.1):
+            await send({"type": "http.response.start", "status": 203, "headers": [(b"x-new-to-hpack", b"1")]})
+        self.gave_up.set()
 
     async def flood(self, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -77,6 +98,11 @@ class Client:
         self.flush()
         return stream_id
 
+    def open_windows(self, *stream_ids):
+        for stream_id in (None, *stream_ids):
+            self.h2.increment_flow_control_window(2**30, stream_id)
+        self.flush()
+
     def flush(self):
         self.writer.write(self.h2.data_to_send())
 
@@ -95,6 +121,21 @@ class Client:
             if isinstance(event, kind) and stream_id in (None, getattr(event, "stream_id", None)):
                 return event
         raise EOFError(kind)
+
+
+async def until_standing(count):
+    """Wait until a count has not moved for a while: whoever moves it has been stopped."""
+    seen = None
+    while count() != seen:
+        seen = count()
+        await anyio.sleep(0.1)
+
+
+async def until_refused(server: RunningServer):
+    with suppress(ConnectionRefusedError):
+        while True:
+            _, writer = await asyncio.open_connection(*server.address)
+            writer.close()
 
 
 @asynccontextmanager
@@ -137,10 +178,7 @@ async def test_connection_that_is_not_read_at_all_is_cut_and_its_slots_freed():
     async with serving(app, write_stall_s=0.3) as server:
         before = open_descriptors()
         async with connected(server) as client:
-            client.h2.increment_flow_control_window(2**30)
-            for stream_id in [client.request("/flood") for _ in range(5)]:
-                client.h2.increment_flow_control_window(2**30, stream_id)
-            client.flush()
+            client.open_windows(*[client.request("/flood") for _ in range(5)])
             await until(lambda: app.disconnects == 5 and app.running == 0)
             assert app.sent_bytes < 8 * 2**20
         await descriptors_back_to(before)
@@ -208,6 +246,37 @@ async def test_oversized_body_gets_413_and_the_connection_lives_on():
                 await client.next(h2.events.StreamReset, stream_id)
 
 
+async def test_cancelled_sending_on_a_congested_connection_loses_no_frame():
+    app = Flood()
+    async with serving(app) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            client.open_windows(client.request("/flood"))
+            await until_standing(lambda: app.sent_bytes)
+            given_up = client.request("/impatient")
+            await app.gave_up.wait()
+            # A lost frame would leave the two ends with different header tables.
+            after = client.request("/early")
+            assert dict((await client.next(h2.events.ResponseReceived, given_up)).headers)[":status"] == "203"
+            assert dict((await client.next(h2.events.ResponseReceived, after)).headers)[":status"] == "401"
+
+
+async def test_application_that_fails_before_its_answer_is_a_500():
+    async with serving(Flood()) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            stream_id = client.request("/fail")
+            answer = dict((await client.next(h2.events.ResponseReceived, stream_id)).headers)
+            assert answer[":status"] == "500"
+            await client.next(h2.events.StreamEnded, stream_id)
+
+
+async def test_application_that_fails_in_its_answer_resets_its_stream_and_the_connection_lives_on():
+    async with serving(Flood(), h2_max_concurrent_streams=2) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            for _ in range(5):
+                reset = await client.next(h2.events.StreamReset, client.request("/fail-midway"))
+                assert reset.error_code == ErrorCodes.INTERNAL_ERROR
+
+
 async def test_rapid_resets_close_the_connection():
     app = Flood()
     async with serving(app) as server, connected(server) as client:
@@ -235,6 +304,52 @@ async def test_request_line_that_the_server_cannot_read_resets_its_stream_only(p
                 await other.next(h2.events.StreamEnded, other.request("/early"))
 
 
+async def test_request_that_cannot_be_served_does_not_keep_its_connection_open():
+    async with serving(Flood(), keep_alive_timeout_s=0.3) as server, connected(server) as client:
+        client.h2.config.validate_outbound_headers = False
+        with anyio.fail_after(20):
+            await client.next(h2.events.StreamReset, client.request("/\N{SNOWMAN}"))
+            await client.next(h2.events.ConnectionTerminated)
+            assert await client.reader.read() == b""
+
+
+async def test_stream_that_its_client_reset_does_not_keep_its_connection_open():
+    async with serving(Flood(), keep_alive_timeout_s=0.3) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            stream_id = client.request("/flood")
+            await client.next(h2.events.ResponseReceived, stream_id)
+            client.h2.reset_stream(stream_id)
+            client.flush()
+            await client.next(h2.events.ConnectionTerminated)
+            assert await client.reader.read() == b""
+
+
+async def test_request_during_the_drain_is_refused_as_safe_to_retry_and_the_running_one_goes_on():
+    app = Flood()
+    async with serving(app, drain_timeout_s=3600) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            first = client.request("/flood")
+            client.open_windows(first)
+            await client.next(h2.events.DataReceived, first)
+            server.stop.set()
+            await until_refused(server)
+            reset = await client.next(h2.events.StreamReset, client.request("/early"))
+            assert reset.error_code == ErrorCodes.REFUSED_STREAM
+            await client.next(h2.events.DataReceived, first)
+            client.h2.reset_stream(first)
+            client.flush()
+            await asyncio.wait([server.task])
+
+
+async def test_idle_connection_is_told_that_the_server_goes():
+    async with serving(Flood(), drain_timeout_s=3600) as server, connected(server) as client:
+        with anyio.fail_after(20):
+            await client.next(h2.events.StreamEnded, client.request("/early"))
+            server.stop.set()
+            ended = await client.next(h2.events.ConnectionTerminated)
+            assert ended.error_code == ErrorCodes.NO_ERROR
+
+
 async def test_more_streams_than_allowed_at_a_time_are_refused():
     async with serving(Flood(), h2_max_concurrent_streams=3) as server, connected(server) as client:
         with anyio.fail_after(20):
@@ -243,18 +358,18 @@ async def test_more_streams_than_allowed_at_a_time_are_refused():
     assert settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] == 3
 
 
-@pytest.mark.parametrize("opened", [0, 2**30])
+@pytest.mark.parametrize("opened", [False, True])
 async def test_shutdown_with_stalled_readers_ends_within_the_grace(opened):
     app = Flood()
-    async with serving(app, write_stall_s=3600, linger_s=3600, drain_timeout_s=0.2) as server:
-        async with connected(server) as client:
-            with anyio.fail_after(20):
-                streams = [client.request("/flood") for _ in range(3)]
-                if opened:
-                    for stream_id in (None, *streams):
-                        client.h2.increment_flow_control_window(opened, stream_id)
-                    client.flush()
-                await until(lambda: app.running == 3)
-                server.stop.set()
-                await asyncio.wait([server.task])
+    async with (
+        serving(app, write_stall_s=3600, linger_s=3600, drain_timeout_s=0.2) as server,
+        connected(server) as client,
+    ):
+        with anyio.fail_after(20):
+            streams = [client.request("/flood") for _ in range(3)]
+            if opened:
+                client.open_windows(*streams)
+            await until(lambda: app.running == 3)
+            server.stop.set()
+            await asyncio.wait([server.task])
     assert app.running == 0

@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from starlette.applications import Starlette
 
-from opta_router.server import BindError, ServerLimits, serve
-from opta_router.server.testing import open_descriptors, serving
+from opta_router.server import BindError, LifespanEndedError, ServerLimits, serve
+from opta_router.server.testing import open_descriptors, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +151,112 @@ async def test_failed_startup_is_raised_and_leaves_no_descriptor():
     assert open_descriptors() <= before
 
 
+async def test_failed_startup_is_raised_though_its_application_takes_time_to_clean_up():
+    async def app(scope, receive, send):
+        await receive()
+        try:
+            await send({"type": "lifespan.startup.failed", "message": "no model"})
+        finally:
+            await anyio.sleep(0.05)
+
+    with pytest.raises(Exception, match="no model"):
+        async with serving(app):
+            pass
+
+
+async def test_lifespan_that_ends_by_itself_stops_the_serving_and_is_raised_with_its_cause():
+    die = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(_):
+        async with anyio.create_task_group() as group:
+            group.start_soon(supervise)
+            yield
+
+    async def supervise():
+        await die.wait()
+        raise ValueError("the host cannot be restarted")
+
+    async def serve_until_it_ends():
+        async with serving(Starlette(lifespan=lifespan)) as server:
+            die.set()
+            await asyncio.wait([server.task])
+
+    with anyio.fail_after(20), pytest.raises(LifespanEndedError) as ended:
+        await serve_until_it_ends()
+    assert "the host cannot be restarted" in str(ended.value.__cause__)
+
+
+async def test_cut_ends_the_drain_and_a_lifespan_that_takes_its_time():
+    app, cancelled = Stubborn(), []
+
+    async def with_slow_lifespan(scope, receive, send):
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append("lifespan")
+
+    times = {"drain_timeout_s": 3600, "shutdown_timeout_s": 3600, "write_stall_s": 3600}
+    async with serving(with_slow_lifespan, **times) as server:
+        with stalled_reader(server), anyio.fail_after(20):
+            await app.started.wait()
+            server.stop.set()
+            await anyio.sleep(0.05)
+            assert app.ended == 0
+            server.cut.set()
+            await asyncio.wait([server.task])
+    assert (app.ended, cancelled) == (1, ["lifespan"])
+
+
+async def test_cancelled_twice_leaves_no_request_running():
+    app, bound = Stubborn(), asyncio.get_running_loop().create_future()
+    limits = ServerLimits(drain_timeout_s=3600, write_stall_s=3600)
+    serving_task = asyncio.create_task(
+        serve(
+            app,
+            host="127.0.0.1",
+            port=0,
+            shutdown_trigger=asyncio.Event().wait,
+            limits=limits,
+            on_bound=bound.set_result,
+        )
+    )
+    port = int((await bound).rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client, anyio.fail_after(20):
+        client.sendall(GET)
+        await app.started.wait()
+        serving_task.cancel()
+        await anyio.sleep(0.05)
+        assert app.ended == 0
+        serving_task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving_task
+        await until(lambda: app.ended == 1)
+
+
+async def test_address_taken_while_the_application_starts_is_the_same_clear_error():
+    with socket.socket() as rival:
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rival.bind(("127.0.0.1", 0))
+
+        async def app(scope, receive, send):
+            await receive()
+            rival.listen()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+
+        port = rival.getsockname()[1]
+        with pytest.raises(BindError, match="the address is already in use"):
+            await serve(app, host="127.0.0.1", port=port, shutdown_trigger=asyncio.Event().wait)
+
+
 async def test_taken_address_is_one_clear_error_before_the_application_starts():
     started = []
 
@@ -161,6 +268,12 @@ async def test_taken_address_is_one_clear_error_before_the_application_starts():
         with pytest.raises(BindError, match=rf"cannot listen on 127\.0\.0\.1:{port}: the address is already in use"):
             await serve(app, host="127.0.0.1", port=port, shutdown_trigger=asyncio.Event().wait, limits=ServerLimits())
     assert started == []
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+async def test_port_out_of_range_is_one_clear_error(port):
+    with pytest.raises(BindError, match="ports go from 0 to 65535"):
+        await serve(Stubborn(), host="127.0.0.1", port=port, shutdown_trigger=asyncio.Event().wait)
 
 
 async def test_unknown_host_is_one_clear_error():

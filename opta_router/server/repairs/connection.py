@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from hypercorn.events import Closed, RawData, Updated
@@ -40,7 +41,8 @@ class Connection:
         self._app, self._config, self._context, self._state, self._limits = app, config, context, state, limits
         self._reader, self._writer = streams
         self._loop = asyncio.get_running_loop()
-        self._send_lock = asyncio.Lock()
+        self._written_bytes = 0
+        self._left_bytes: int | None = None  # of what was written, when the peer was last looked at while closing
         self._protocol: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = True
@@ -69,7 +71,7 @@ class Connection:
     def close_if_idle(self) -> None:
         """Close unless a request is being served; called once the server is draining."""
         if self._idle:
-            self._begin_close()
+            self._close_idle()
 
     def abort(self) -> None:
         """Cut the connection, dropping what has not been sent; the applications get their disconnect."""
@@ -119,10 +121,15 @@ class Connection:
                 self._disarm()
             case Updated(idle=True):
                 self._idle = True
-                self._between_requests = isinstance(self._protocol, RepairedH11)
-                self._arm(self._limits.keep_alive_timeout_s)
+                self._await_request()
                 if self._context.terminated.is_set():
-                    self._begin_close()
+                    self._close_idle()
+
+    def _await_request(self) -> None:
+        over_h1 = isinstance(self._protocol, RepairedH11)
+        begun = over_h1 and self._protocol.holds_bytes
+        self._between_requests = over_h1 and not begun
+        self._arm(self._limits.header_timeout_s if begun else self._limits.keep_alive_timeout_s)
 
     async def _write(self, data: bytes) -> None:
         transport = self._writer.transport
@@ -130,25 +137,34 @@ class Connection:
             await self._protocol.handle(Closed())
             return
         try:
-            async with self._send_lock:
-                self._writer.write(data)
-                if transport.get_write_buffer_size():
-                    await self._drain_while_moving()
+            # At once: were a task cancelled while it waits for its turn, bytes would be lost that the protocol's
+            # state takes for sent, and over HTTP/2 every other stream with them.
+            self._writer.write(data)
+            self._written_bytes += len(data)
+            if transport.get_write_buffer_size():
+                await self._drain_while_moving()
         except (OSError, RuntimeError):
             await self._protocol.handle(Closed())
 
     async def _drain_while_moving(self) -> None:
         """Wait for room in the write buffer; abort a peer that has taken nothing for `write_stall_s`."""
-        transport = self._writer.transport
         while True:
-            waiting_bytes = transport.get_write_buffer_size()
+            taken_bytes = self._taken_bytes()
             try:
                 async with asyncio.timeout(self._limits.write_stall_s):
                     return await self._writer.drain()
             except TimeoutError:
-                if transport.get_write_buffer_size() >= waiting_bytes:
+                if self._taken_bytes() == taken_bytes:
                     self.abort()
                     raise
+
+    def _taken_bytes(self) -> int:
+        return self._written_bytes - self._writer.transport.get_write_buffer_size()
+
+    def _close_idle(self) -> None:
+        if isinstance(self._protocol, RepairedH2) and not self._closing:
+            self._writer.write(self._protocol.farewell())
+        self._begin_close()
 
     def _begin_close(self) -> None:
         if self._closing:
@@ -156,13 +172,22 @@ class Connection:
         self._closing = True
         with contextlib.suppress(OSError, RuntimeError):  # the peer was faster
             self._writer.write_eof()
-        self._arm(self._limits.linger_s, then_abort=True)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Abort a peer that takes nothing for `write_stall_s`, or that has it all and has not closed in `linger_s`."""
+        left_bytes = self._writer.transport.get_write_buffer_size()
+        if left_bytes == self._left_bytes:
+            self.abort()
+        else:
+            self._left_bytes = left_bytes
+            self._arm(self._limits.write_stall_s if left_bytes else self._limits.linger_s, self._linger)
 
     async def _release(self) -> None:
         """Give the descriptor back; `wait_closed` alone would wait for a stalled reader for ever."""
         if not self._closing:
             self._closing = True
-            self._arm(self._limits.linger_s, then_abort=True)
+            self._linger()
         self._writer.close()
         try:
             await self._writer.wait_closed()
@@ -174,9 +199,9 @@ class Connection:
         finally:
             self._disarm()
 
-    def _arm(self, delay_s: float, *, then_abort: bool = False) -> None:
+    def _arm(self, delay_s: float, action: Callable[[], None] | None = None) -> None:
         self._disarm()
-        self._timer = self._loop.call_later(delay_s, self.abort if then_abort else self._begin_close)
+        self._timer = self._loop.call_later(delay_s, action or self._close_idle)
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1: pipelining that does not blind us, one body framing only, no h2c."""
+"""HTTP/1.1: pipelining that does not blind us, one body framing only, no h2c, WebSocket by the rules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import h11
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
+
+from opta_router.server.repairs.websocket import StrictWSConnection, bound
 
 _WS_EXTENSIONS = b"sec-websocket-extensions"
 _REQUEST_EXPECTED = (h11.IDLE, h11.SEND_BODY)
@@ -55,6 +58,11 @@ class RepairedH11(H11Protocol):  # type: ignore[misc]
         self._parsing = asyncio.Lock()
         self._overrun = False
 
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether a request has been sent in part, or in whole, that is not being answered yet."""
+        return bool(self.connection.trailing_data[0])
+
     async def handle(self, event: Any) -> None:
         """Bytes from the client, or the end of the connection."""
         if not isinstance(event, RawData):
@@ -96,3 +104,9 @@ class RepairedH11(H11Protocol):  # type: ignore[misc]
                 method=request.method, target=request.target, headers=kept, http_version=request.http_version
             )
         await super()._create_stream(request)
+        if isinstance(self.stream, WSStream):
+            bound(self.stream)
+            self.connection = StrictWSConnection(self.connection, self.stream)
+            if self.stream.closed:
+                # Not a valid handshake: Hypercorn has said `400` and `connection: close`, and leaves it open.
+                await self.send(Closed())

@@ -1,14 +1,16 @@
-"""HTTP/2: back-pressure that holds, readers that stall, bodies after their answer, rapid resets."""
+"""HTTP/2: back-pressure that holds, readers that stall, bodies after their answer, answers without an end, resets."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import h2.connection
 import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
 from hypercorn.events import Closed, Updated
+from hypercorn.protocol.events import EndData, Response, StreamClosed
 from hypercorn.protocol.h2 import (
     BUFFER_HIGH_WATER,
     BUFFER_LOW_WATER,
@@ -16,6 +18,9 @@ from hypercorn.protocol.h2 import (
     H2Protocol,
     StreamBuffer,
 )
+from hypercorn.protocol.ws_stream import WSStream
+
+from opta_router.server.repairs.websocket import bound
 
 _WS_EXTENSIONS = b"sec-websocket-extensions"
 
@@ -34,6 +39,11 @@ class BoundedStreamBuffer(StreamBuffer):  # type: ignore[misc]
         super().__init__(event_class)
         self._write_stall_s = write_stall_s
         self._taken_bytes = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the application has said that nothing follows what is in here."""
+        return bool(self._complete)
 
     async def push(self, data: bytes) -> None:
         """Add `data`, then wait until the buffer is low again.
@@ -94,16 +104,45 @@ class RepairedH2(H2Protocol):  # type: ignore[misc]
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
 
+    def farewell(self) -> bytes:
+        """GOAWAY, unless it has been said, for a connection that closes while none of its streams runs."""
+        if self.connection.state_machine.state is not h2.connection.ConnectionState.CLOSED:
+            self.connection.close_connection()
+        return bytes(self.connection.data_to_send())
+
     async def stream_send(self, event: Any) -> None:
         """A part of a response, from its application's task."""
+        stream_id = event.stream_id
+        stream = self.streams.get(stream_id)
+        if isinstance(event, Response) and self._head_sent(stream_id):
+            # An application that was cancelled while it sent its head, and Hypercorn's 500 for it: h2 would change its
+            # header compression before it refused, and so spoil every other stream.
+            await self._abandon(stream_id, ErrorCodes.INTERNAL_ERROR)
+            return
         try:
             await super().stream_send(event)
         except StalledReaderError:
-            await self._abandon(event.stream_id)
+            await self._abandon(stream_id, ErrorCodes.CANCEL)
+            return
+        if not isinstance(event, StreamClosed) or self._has_ended(stream_id):
+            return
+        # The application returned in the middle; Hypercorn would leave the client waiting for the rest.
+        if isinstance(stream, WSStream):
+            await self.stream_send(EndData(stream_id=stream_id))
+        else:
+            await self._abandon(stream_id, ErrorCodes.INTERNAL_ERROR)
 
-    async def _abandon(self, stream_id: int) -> None:
-        """Reset a stream that its reader has left standing, and tell its application."""
-        self._reset(stream_id, ErrorCodes.CANCEL)
+    def _head_sent(self, stream_id: int) -> bool:
+        stream = self.connection.streams.get(stream_id)
+        return stream is not None and bool(stream.state_machine.headers_sent)
+
+    def _has_ended(self, stream_id: int) -> bool:
+        buffer = self.stream_buffers.get(stream_id)
+        return buffer is None or bool(buffer.ended)
+
+    async def _abandon(self, stream_id: int, code: ErrorCodes) -> None:
+        """Reset a stream that cannot be brought to its end, and tell its application."""
+        self._reset(stream_id, code)
         if stream_id in self.stream_buffers:
             await self.stream_buffers[stream_id].close()
         await self._close_stream(stream_id)
@@ -128,21 +167,41 @@ class RepairedH2(H2Protocol):  # type: ignore[misc]
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             match event:
+                case h2.events.RequestReceived() if self.context.terminated.is_set():
+                    self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)  # safe to retry elsewhere (RFC 9113, 8.7)
                 case h2.events.RequestReceived():
                     self._receiving.add(event.stream_id)
-                case h2.events.StreamEnded() | h2.events.StreamReset():
-                    self._receiving.discard(event.stream_id)
-                case h2.events.DataReceived() if event.stream_id not in self.streams:
-                    # Its answer is complete; Hypercorn would look the stream up and die of a KeyError.
+                    await super()._handle_events([event])
+                    await self.send(Updated(idle=self.idle))  # Hypercorn says "serving" even if it refused
+                case h2.events.DataReceived() if not self._wants_data(event.stream_id):
                     self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                    continue
-            if isinstance(event, h2.events.StreamReset) and self._resets_too_fast():
-                self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-                await self._flush()
-                await self.send(Closed())
-                return
-            await super()._handle_events([event])
+                    if event.stream_id in self.streams:
+                        await self._abandon(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+                case h2.events.StreamReset() if self._resets_too_fast():
+                    self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+                    await self._flush()
+                    await self.send(Closed())
+                    return
+                case h2.events.StreamReset():
+                    self._receiving.discard(event.stream_id)
+                    await super()._handle_events([event])
+                    await self.send(Updated(idle=self.idle))  # Hypercorn says nothing, and no timer would run
+                case h2.events.StreamEnded():
+                    self._receiving.discard(event.stream_id)
+                    await super()._handle_events([event])
+                case _:
+                    await super()._handle_events([event])
         await self._flush()
+
+    def _wants_data(self, stream_id: int) -> bool:
+        """Whether Hypercorn can take data for this stream.
+
+        For one that has been answered it would die of a KeyError; for a WebSocket whose handshake has not been, it
+        would answer 400 and forget the application, which would wait for ever.
+        """
+        stream = self.streams.get(stream_id)
+        early = isinstance(stream, WSStream) and not stream.handshake.accepted
+        return stream is not None and not early
 
     def _resets_too_fast(self) -> bool:
         now_s = asyncio.get_running_loop().time()
@@ -158,6 +217,11 @@ class RepairedH2(H2Protocol):  # type: ignore[misc]
         if request.stream_id in self.stream_buffers:
             # The application's task is scheduled but has not run: nothing is lost with the buffer made upstream.
             self.stream_buffers[request.stream_id] = BoundedStreamBuffer(self.context.event_class, self._write_stall_s)
+        stream = self.streams.get(request.stream_id)
+        if isinstance(stream, WSStream):
+            bound(stream)
+            if stream.closed:  # not a valid handshake; it has been answered
+                await self._close_stream(request.stream_id)
 
 
 def _is_servable(request: h2.events.RequestReceived) -> bool:
