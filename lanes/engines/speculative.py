@@ -12,6 +12,7 @@ temperature, draft and target share their Gumbel noise instead of rejecting and 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from typing import Any, cast
@@ -23,6 +24,8 @@ from lanes.engines.base import Emission, SequenceSpec, until_eos
 from lanes.engines.draft_length import DraftLength, RoundCosts
 from lanes.engines.sampling import TokenChooser
 from lanes.wire import FinishReason, Sampling, SpecCounters
+
+log = logging.getLogger(__name__)
 
 PREFILL_CHUNK_TOKENS = 256
 LAST_CHUNK_TOKENS = 64
@@ -74,10 +77,14 @@ class SpeculativeEngine:
         """One prefill chunk or one round of the sequence whose turn it is."""
         request_id = self._turns[0]
         self._turns.rotate(-1)
-        emission = self._advance(self._runs[request_id])
+        try:
+            emission = self._advance(self._runs[request_id])
+        except Exception as exc:  # its caches are its own: the other sequences go on
+            log.exception("a step of request %s failed", request_id)
+            emission = Emission(request_id, error=f"{type(exc).__name__}: {exc}")
         if emission is None:
             return []
-        if emission.finish is not None:
+        if emission.finish is not None or emission.error is not None:
             self.cancel(request_id)
         return [emission]
 

@@ -7,10 +7,11 @@ and the real choice is made in a logits processor of its own, whose scores' larg
 
 from __future__ import annotations
 
+from importlib import import_module
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm import generate as mlx_generate
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines.base import Emission, SequenceSpec
@@ -45,13 +46,16 @@ class ThroughputEngine:
                 enable_prefix_cache=False,
             ),
         )
-        self._active: set[str] = set()
+        # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
+        self._numbers = count()
+        self._scheduler_ids: dict[str, str] = {}
+        self._request_ids: dict[str, str] = {}
         self._aborted: set[str] = set()
         self._since_reset = 0
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        if spec.request_id in self._active:
+        if spec.request_id in self._scheduler_ids:
             raise ValueError(f"request id {spec.request_id!r} is in use")
         chooser = TokenChooser(spec.sampling, len(spec.prompt))
         sampling = SamplingParams(
@@ -62,16 +66,19 @@ class ThroughputEngine:
             # leaves, and the next sequence to join would be given its neighbour's processor.
             logits_processors=[_Processor(chooser)],
         )
-        self._scheduler.add_request(Request(spec.request_id, list(spec.prompt), sampling))
-        self._active.add(spec.request_id)
+        scheduler_id = str(next(self._numbers))
+        self._scheduler.add_request(Request(scheduler_id, list(spec.prompt), sampling))
+        self._scheduler_ids[spec.request_id] = scheduler_id
+        self._request_ids[scheduler_id] = spec.request_id
         self._since_reset += 1
 
     def cancel(self, request_id: str) -> None:
         """See :class:`lanes.engines.base.Engine`. The scheduler lets go of the sequence as its next step begins."""
-        if request_id in self._active:
-            self._active.remove(request_id)
-            self._scheduler.abort_request(request_id)
-            self._aborted.add(request_id)
+        scheduler_id = self._scheduler_ids.pop(request_id, None)
+        if scheduler_id is not None:
+            del self._request_ids[scheduler_id]
+            self._scheduler.abort_request(scheduler_id)
+            self._aborted.add(scheduler_id)
 
     def has_work(self) -> bool:
         """See :class:`lanes.engines.base.Engine`."""
@@ -79,7 +86,7 @@ class ThroughputEngine:
 
     def active(self) -> int:
         """See :class:`lanes.engines.base.Engine`."""
-        return len(self._active)
+        return len(self._request_ids)
 
     def step(self) -> list[Emission]:
         """One decode step of the whole batch and one prefill chunk of the sequences that join it."""
@@ -87,19 +94,21 @@ class ThroughputEngine:
         for output in self._scheduler.step().outputs:
             if output.finished:
                 self._scheduler.remove_finished_request(output.request_id)
-            if output.request_id not in self._active:
+            request_id = self._request_ids.get(output.request_id)
+            if request_id is None:
                 continue  # cancelled
             failed = output.finish_reason == "error"
             emissions.append(
                 Emission(
-                    output.request_id,
+                    request_id,
                     tuple(output.new_token_ids),
                     finish=output.finish_reason if output.finished and not failed else None,
                     error="the batch failed; the host's log says why" if failed else None,
                 )
             )
             if output.finished:
-                self._active.discard(output.request_id)
+                del self._request_ids[output.request_id]
+                del self._scheduler_ids[request_id]
         while self._aborted:
             self._scheduler.remove_finished_request(self._aborted.pop())
         if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
@@ -109,12 +118,15 @@ class ThroughputEngine:
 
     def settle(self) -> None:
         """Wait for the decode step that the scheduler dispatched ahead."""
-        mx.synchronize(mlx_generate.generation_stream)
+        # Looked up each time, for a thread may rebind it; `mlx_lm.generate` itself names a function of that module.
+        mx.synchronize(import_module("mlx_lm.generate").generation_stream)
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""
         self._scheduler.reset()
-        self._active.clear()
+        self._scheduler_ids.clear()
+        self._request_ids.clear()
+        self._aborted.clear()
 
 
 class _Processor:

@@ -1,0 +1,22 @@
+"""The embedded pair, loaded once. Everything here runs on pytest's own thread: MLX streams belong to one."""
+
+import pytest
+from vllm_mlx.mlx_streams import bind_generation_streams
+
+from lanes import embedded
+from lanes.host.models import load_pair
+from lanes.wire import ModelSpec
+
+PROMPT_TOKENS = 24
+
+
+@pytest.fixture(scope="session")
+def pair():
+    bind_generation_streams()
+    return load_pair(ModelSpec("opta-tiny", "embedded:target", "embedded:draft"))
+
+
+@pytest.fixture(scope="session")
+def held_out(pair):
+    """The beginnings of held-out functions, in token ids."""
+    return [tuple(pair.tokenizer.encode(held.prompt)[:PROMPT_TOKENS]) for held in embedded.held_out_prompts()]
