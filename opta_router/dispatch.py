@@ -121,8 +121,10 @@ class Dispatcher:
         self._require_engine(model.name)
         ticket = await self._granted(arrival)
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
-        answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival.request, ticket.lane, model))
         try:
+            answer = Answer(
+                arrival, ticket, self._now_s, lambda: self._speculation(arrival.request, ticket.lane, model)
+            )
             submit = arrival.request.submission(
                 secrets.token_hex(12), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )

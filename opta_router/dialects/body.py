@@ -110,7 +110,11 @@ def _guarded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).removeprefix("JSON is ")
         raise InvalidRequest("invalid_json", f"the body is not valid JSON: {reason}") from None
     except RecursionError:
-        raise InvalidRequest("invalid_json", "the body is nested too deeply") from None
+        raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("invalid_json", "the body is nested too deeply")
 
 
 def _located(complaint: str, body: bytes | msgspec.Raw) -> InvalidRequest:
@@ -149,4 +153,6 @@ def _found(path: str, body: bytes | msgspec.Raw) -> tuple[str, str]:
             value = value[name] if name else value[int(index)]
     except (msgspec.DecodeError, LookupError, TypeError):
         return "another value", where.lstrip(".")
+    except RecursionError:  # the typed decoder gave up on the body's outside, before it got this deep
+        raise _too_deep() from None
     return ("an entry with another value" if several else shown(value)), where.lstrip(".")

@@ -1,0 +1,427 @@
+"""Slots, queues and fairness, decided on a clock that the test turns by hand."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from opta_router.admission import (
+    MAX_RETRY_S,
+    MIN_RETRY_S,
+    UNMEASURED_RETRY_S,
+    Admission,
+    Ask,
+    Granted,
+    LaneLimits,
+    Rejected,
+    TicketState,
+)
+
+LANES = ("interactive", "throughput")
+
+
+class Door:
+    """An admission with its clock, and what became of everyone who asked."""
+
+    def __init__(self, interactive=(1, 4, 30.0, None), throughput=(2, 4, 60.0, None)):
+        self.now_s = 1000.0
+        self.admission = Admission({"interactive": LaneLimits(*interactive), "throughput": LaneLimits(*throughput)})
+        self.granted = []
+        self.rejected = []
+
+    def offer(self, client="", lane="interactive", **ask):
+        ticket, effects = self.admission.offer(Ask(lane=lane, route="default", client=client, **ask), self.now_s)
+        self.perform(effects)
+        return ticket
+
+    def confirmed(self, client="", **ask):
+        ticket = self.offer(client, **ask)
+        self.admission.confirm(ticket)
+        return ticket
+
+    def release(self, ticket):
+        self.perform(self.admission.release(ticket, self.now_s))
+
+    def withdraw(self, ticket):
+        self.perform(self.admission.withdraw(ticket, self.now_s))
+
+    def perform(self, effects):
+        for effect in effects:
+            (self.granted if isinstance(effect, Granted) else self.rejected).append(effect)
+        self.admission.check_integrity()
+
+    def serve(self, count, each_s=0.0):
+        """Confirm and release whoever is granted next, `count` times; the clients in the order of service."""
+        served = []
+        for _ in range(count):
+            ticket = self.granted[-1].ticket
+            self.admission.confirm(ticket)
+            served.append(ticket.ask)
+            self.now_s += each_s
+            self.release(ticket)
+        return served
+
+    def stats(self, lane="interactive"):
+        return self.admission.stats()[lane]
+
+
+# the life of a ticket
+
+
+def test_a_free_slot_is_granted_at_once_and_the_next_request_waits_for_it():
+    door = Door()
+    first, second = door.offer(), door.offer()
+    assert (first.state, second.state) == (TicketState.GRANTED, TicketState.QUEUED)
+    door.admission.confirm(first)
+    door.release(first)
+    assert (first.state, second.state) == (TicketState.OVER, TicketState.GRANTED)
+
+
+def test_a_grant_that_nobody_takes_goes_to_the_next_in_the_queue():
+    door = Door()
+    left, next_one = door.offer(), door.offer()
+    door.withdraw(left)
+    assert [effect.ticket for effect in door.granted] == [left, next_one]
+    assert door.stats().active == 1
+
+
+def test_a_slot_in_use_cannot_be_withdrawn_and_not_released_twice():
+    door = Door()
+    ticket, waiting = door.confirmed(), door.offer()
+    door.withdraw(ticket)
+    assert (ticket.state, waiting.state) == (TicketState.ACTIVE, TicketState.QUEUED)
+    door.release(ticket)
+    with pytest.raises(ValueError, match="is not active"):
+        door.release(ticket)
+    door.withdraw(ticket)
+    assert door.stats().active == 1  # the waiting one's
+
+
+@pytest.mark.parametrize("confirmed_before", [True, False], ids=["taken", "never granted"])
+def test_only_a_grant_can_be_confirmed_and_only_once(confirmed_before):
+    door = Door()
+    ticket = door.confirmed()
+    other = ticket if confirmed_before else door.offer()
+    state = other.state
+    with pytest.raises(ValueError, match="is not granted"):
+        door.admission.confirm(other)
+    assert other.state is state
+
+
+def test_whoever_leaves_the_queue_gives_the_place_back():
+    door = Door(interactive=(1, 1, 30.0, None))
+    door.confirmed()
+    waiting = door.offer()
+    assert door.offer().state is TicketState.OVER
+    door.withdraw(waiting)
+    assert door.offer().state is TicketState.QUEUED
+
+
+# bounds
+
+
+def test_a_full_queue_turns_the_newcomer_away_and_says_when_to_come_back():
+    door = Door(interactive=(1, 2, 30.0, None))
+    for _ in range(3):
+        door.offer()
+    ticket = door.offer()
+    assert door.rejected == [Rejected(ticket, "queue_full", UNMEASURED_RETRY_S)]
+    assert door.stats().rejected == {"queue_full": 1}
+
+
+def test_a_lane_without_a_queue_takes_what_can_run_at_once_and_nothing_else():
+    door = Door(interactive=(1, 0, 30.0, None))
+    running = door.confirmed("a")
+    assert door.offer("b").state is TicketState.OVER
+    door.release(running)
+    assert door.offer("b").state is TicketState.GRANTED
+
+
+def test_a_client_at_its_own_bound_waits_and_others_pass_it():
+    door = Door(throughput=(3, 8, 60.0, None))
+    bounded = {"lane": "throughput", "client_max_active": 1}
+    first, second, other = door.offer("a", **bounded), door.offer("a", **bounded), door.offer("b", lane="throughput")
+    assert [first.state, second.state, other.state] == ["granted", "queued", "granted"]
+    door.withdraw(first)
+    assert second.state is TicketState.GRANTED
+
+
+def test_a_clients_bound_holds_over_both_lanes_and_a_slot_freed_in_one_lets_it_into_the_other():
+    door = Door()
+    first = door.confirmed("a", client_max_active=1)
+    second = door.offer("a", lane="throughput", client_max_active=1)
+    assert second.state is TicketState.QUEUED
+    door.release(first)
+    assert second.state is TicketState.GRANTED
+
+
+def test_a_queue_full_of_a_client_at_its_bound_does_not_keep_another_from_a_free_slot():
+    door = Door(throughput=(2, 1, 60.0, None))
+    for _ in range(2):
+        door.offer("a", lane="throughput", client_max_active=1)
+    assert door.offer("b", lane="throughput").state is TicketState.GRANTED
+
+
+def test_time_in_the_queue_is_bounded_by_the_lane_and_time_in_the_slot_is_not():
+    door = Door(interactive=(1, 4, 30.0, None))
+    running, waiting = door.confirmed(), door.offer()
+    door.now_s += 29.9
+    door.perform(door.admission.expire(door.now_s))
+    assert waiting.state is TicketState.QUEUED
+    door.now_s += 0.1
+    door.perform(door.admission.expire(door.now_s))
+    assert (running.state, waiting.state) == (TicketState.ACTIVE, TicketState.OVER)
+    assert [effect.code for effect in door.rejected] == ["deadline"]
+
+
+def test_draining_turns_away_who_waits_and_who_comes_and_lets_the_running_end():
+    door = Door()
+    running, waiting = door.confirmed(), door.offer()
+    door.perform(door.admission.drain())
+    newcomer = door.offer(lane="throughput")
+    assert (running.state, waiting.state, newcomer.state) == (TicketState.ACTIVE, TicketState.OVER, TicketState.OVER)
+    assert [effect.code for effect in door.rejected] == ["draining", "draining"]
+    door.release(running)
+    assert door.stats().active == 0
+
+
+def test_more_slots_are_filled_when_they_are_configured_and_fewer_take_nothing_back():
+    door = Door()
+    tickets = [door.offer() for _ in range(4)]
+    door.perform(door.admission.configure({"interactive": LaneLimits(3, 4, 30.0)}, door.now_s))
+    assert Counter(ticket.state for ticket in tickets) == {"granted": 3, "queued": 1}
+    door.perform(door.admission.configure({"interactive": LaneLimits(1, 0, 30.0)}, door.now_s))
+    door.withdraw(tickets[0])
+    assert Counter(ticket.state for ticket in tickets) == {"granted": 2, "queued": 1, "over": 1}
+
+
+# which lane
+
+
+@pytest.mark.parametrize(
+    ("running", "lane", "route"), [(0, "interactive", "auto:room"), (1, "throughput", "auto:busy")]
+)
+def test_auto_takes_the_interactive_lane_only_while_the_request_would_run_at_once(running, lane, route):
+    door = Door()
+    for _ in range(running):
+        door.confirmed()
+    ticket = door.offer(lane="auto")
+    assert (ticket.lane, ticket.route, ticket.state) == (lane, route, TicketState.GRANTED)
+
+
+def test_what_a_full_queue_cannot_take_spills_and_the_route_says_so():
+    door = Door(interactive=(1, 0, 30.0, "throughput"))
+    asked = door.confirmed()
+    spilled = door.offer()
+    assert (asked.route, asked.lane) == ("default", "interactive")
+    assert (spilled.route, spilled.lane, spilled.state) == ("spill", "throughput", TicketState.GRANTED)
+    assert (door.stats().spilled, door.stats("throughput").spilled) == (1, 0)
+
+
+def test_when_both_lanes_are_full_the_lane_that_was_asked_for_refuses():
+    door = Door(interactive=(1, 0, 30.0, "throughput"), throughput=(1, 0, 60.0, "interactive"))
+    door.confirmed()
+    door.confirmed(lane="throughput")
+    door.offer()
+    assert (door.rejected[0].ticket.lane, door.stats().rejected, door.stats().spilled) == (
+        "interactive",
+        {"queue_full": 1},
+        0,
+    )
+
+
+# fairness
+
+
+def test_clients_that_keep_waiting_share_the_slots_by_their_weights():
+    door = Door(interactive=(1, 100, 30.0, None))
+    door.confirmed("first")
+    first = door.granted[0].ticket
+    for _ in range(45):
+        door.offer("light", client_weight=1)
+        door.offer("heavy", client_weight=3)
+    door.release(first)
+    served = Counter(ask.client for ask in door.serve(40))
+    assert abs(served["heavy"] - 30) <= 1, served
+
+
+def test_a_flood_from_one_client_does_not_lock_another_out():
+    door = Door(interactive=(1, 8, 30.0, None))
+    running = door.confirmed("flood")
+    flood = [door.offer("flood") for _ in range(50)]
+    person = door.offer("person")
+    assert person.state is TicketState.QUEUED
+    assert (flood[6].state, flood[7].state) == (TicketState.QUEUED, TicketState.OVER), "the last one made room"
+    door.release(running)
+    assert "person" in [ask.client for ask in door.serve(2)]
+
+
+def test_a_client_with_its_part_of_the_queue_displaces_nobody():
+    door = Door(interactive=(1, 4, 30.0, None))
+    door.confirmed("a")
+    waiting = [door.offer(client) for client in ("a", "b", "a", "b")]
+    assert door.offer("b").state is TicketState.OVER
+    assert {ticket.state for ticket in waiting} == {TicketState.QUEUED}
+
+
+def test_made_up_sub_clients_share_their_clients_one_part():
+    door = Door(interactive=(1, 100, 30.0, None))
+    running = door.confirmed("other")
+    for number in range(40):
+        door.offer("many", sub_client=f"agent-{number}")
+    for _ in range(10):
+        door.offer("one")
+    door.release(running)
+    served = Counter(ask.client for ask in door.serve(20))
+    assert abs(served["one"] - 10) <= 1, served
+
+
+def test_a_sub_client_is_not_kept_waiting_behind_all_of_anothers():
+    door = Door(interactive=(1, 100, 30.0, None))
+    running = door.confirmed()
+    for _ in range(40):
+        door.offer(sub_client="flood")
+    door.offer(sub_client="person")
+    door.release(running)
+    assert "person" in [ask.sub_client for ask in door.serve(2)]
+
+
+def test_ten_thousand_client_and_sub_client_names_leave_no_memory_behind():
+    door = Door()
+    for number in range(10_000):
+        door.release(door.confirmed(f"client-{number % 1000}", sub_client=f"agent-{number}"))
+    queue = door.admission._lanes["interactive"]
+    assert (len(queue.clients), len(queue._resting), len(queue.flows._idle)) == (0, 256, 256)
+    assert all(len(client.flows._idle) <= 256 for client in queue._resting.values())
+
+
+# when to come back
+
+
+@pytest.mark.parametrize(
+    ("each_s", "waiting", "expected_s"),
+    [(1.9, 5, 12), (0.001, 5, MIN_RETRY_S), (100.0, 5, MAX_RETRY_S)],
+)
+def test_retry_after_is_the_time_in_which_a_busy_lane_has_given_that_many_slots_back(each_s, waiting, expected_s):
+    door = Door(interactive=(1, waiting, 1e6, None))
+    for _ in range(20):
+        door.offer()
+        door.offer()
+        door.serve(2, each_s)
+    for _ in range(waiting + 1):
+        door.offer()
+    door.offer()
+    assert door.rejected[-1].retry_after_s == expected_s
+
+
+def test_an_idle_hour_does_not_make_a_lane_look_slow():
+    door = Door(interactive=(1, 1, 1e6, None))
+    for _ in range(5):
+        door.offer()
+        door.serve(1, each_s=1.0)
+        door.now_s += 3600
+    for _ in range(3):
+        door.offer()
+    assert door.rejected[-1].retry_after_s <= 2
+
+
+# everything together
+
+CLIENTS = {"": (1.0, None), "bounded": (1.0, 1), "heavy": (4.0, 3)}
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order: bounds hold, nobody is told twice, no slot idles while someone may have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.door = Door(interactive=(1, 2, 10.0, "throughput"), throughput=(3, 4, 20.0, None))
+        self.tickets = []
+        self.told = Counter()
+
+    def perform(self, effects):
+        for effect in effects:
+            kind = type(effect).__name__
+            self.told[id(effect.ticket), kind] += 1
+            if isinstance(effect, Rejected):
+                assert effect.ticket.state is TicketState.OVER
+                assert MIN_RETRY_S <= effect.retry_after_s <= MAX_RETRY_S
+            else:
+                assert effect.ticket.state is TicketState.GRANTED
+        assert not self.told or max(self.told.values()) == 1, "told twice"
+
+    def some(self, data, state):
+        return data.draw(st.sampled_from([ticket for ticket in self.tickets if ticket.state is state]))
+
+    def any_in(self, state):
+        return any(ticket.state is state for ticket in self.tickets)
+
+    @rule(
+        lane=st.sampled_from(["interactive", "throughput", "auto"]),
+        client=st.sampled_from(sorted(CLIENTS)),
+        sub_client=st.sampled_from(["", "x"]),
+    )
+    def offer(self, lane, client, sub_client):
+        weight, bound = CLIENTS[client]
+        ask = Ask(
+            lane=lane,
+            route="default",
+            client=client,
+            sub_client=sub_client,
+            client_weight=weight,
+            client_max_active=bound,
+        )
+        ticket, effects = self.door.admission.offer(ask, self.door.now_s)
+        self.tickets.append(ticket)
+        self.perform(effects)
+
+    @precondition(lambda self: self.any_in(TicketState.GRANTED))
+    @rule(data=st.data())
+    def confirm(self, data):
+        self.door.admission.confirm(self.some(data, TicketState.GRANTED))
+
+    @precondition(lambda self: self.any_in(TicketState.ACTIVE))
+    @rule(data=st.data())
+    def release(self, data):
+        self.perform(self.door.admission.release(self.some(data, TicketState.ACTIVE), self.door.now_s))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def withdraw(self, data):
+        ticket = data.draw(st.sampled_from(self.tickets))
+        was = ticket.state
+        self.perform(self.door.admission.withdraw(ticket, self.door.now_s))
+        assert ticket.state is (TicketState.ACTIVE if was is TicketState.ACTIVE else TicketState.OVER)
+
+    @rule(elapsed_s=st.sampled_from([0.1, 5.0, 3600.0]))
+    def time_passes(self, elapsed_s):
+        self.door.now_s += elapsed_s
+        self.perform(self.door.admission.expire(self.door.now_s))
+        assert all(t.deadline_s > self.door.now_s for t in self.tickets if t.state is TicketState.QUEUED)
+
+    @precondition(lambda self: len(self.tickets) > 20)
+    @rule()
+    def drain(self):
+        self.perform(self.door.admission.drain())
+        assert not self.any_in(TicketState.QUEUED)
+
+    @invariant()
+    def bounds_hold_and_no_slot_idles(self):
+        self.door.admission.check_integrity()
+        stats = self.door.admission.stats()
+        taken = [t for t in self.tickets if t.state in (TicketState.GRANTED, TicketState.ACTIVE)]
+        of_client = Counter(ticket.ask.client for ticket in taken)
+        assert all(bound is None or of_client[name] <= bound for name, (_, bound) in CLIENTS.items())
+        for lane in LANES:
+            waiting = [t for t in self.tickets if t.state is TicketState.QUEUED and t.lane == lane]
+            assert stats[lane].active == sum(ticket.lane == lane for ticket in taken) <= stats[lane].max_active
+            assert stats[lane].queued == len(waiting) <= stats[lane].max_queue
+            if stats[lane].active < stats[lane].max_active:
+                bounds = {ticket.ask.client: ticket.ask.client_max_active for ticket in waiting}
+                assert all(bound is not None and of_client[name] >= bound for name, bound in bounds.items())
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=60)
