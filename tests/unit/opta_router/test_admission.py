@@ -333,7 +333,7 @@ CLIENTS = {"": (1.0, None), "bounded": (1.0, 1), "heavy": (4.0, 3)}
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever happens in whatever order: bounds hold, nobody is told twice, no slot idles while someone may have it."""
+    """Whatever happens, in any order: bounds hold, nobody is told twice, no slot idles that somebody may have."""
 
     def __init__(self):
         super().__init__()
