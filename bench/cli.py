@@ -3,11 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import os
+import platform
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark; returns the exit status."""
+    """Run one benchmark; returns 0, or 1 if a promise was not kept."""
+    arguments = _parser().parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="opta-router bench", description=__doc__)
-    parser.parse_args(argv)
-    return 0
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+
+    mixed = benchmarks.add_parser("mixed", help="one person and a full background lane, on one device")
+    mixed.add_argument("--background", type=int, default=8, help="background streams")
+    mixed.add_argument("--rounds", type=int, default=24, help="questions in each phase")
+    mixed.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
+    mixed.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
+    _add_save(mixed)
+    mixed.set_defaults(run=_mixed)
+    return parser
+
+
+def _add_save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures, the machine and the date as JSON")
+
+
+def _mixed(arguments: argparse.Namespace) -> int:
+    from bench import mixed  # noqa: PLC0415
+
+    load = mixed.Load(background=arguments.background, rounds=arguments.rounds, weights=tuple(arguments.weights))
+    rows = mixed.measure(load, with_peers=arguments.peers)
+    promises = mixed.bars(rows, load)
+    print(f"{load.background} background streams, weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n")
+    print(mixed.table(rows) + "\n")
+    for bar in promises:
+        print(f"{'ok  ' if bar.kept else 'FAIL'} {bar.promise}: {bar.measured:g} (bound {bar.bound:g})")
+    _save(arguments.save, {"load": load, "rows": rows, "bars": promises})
+    return 0 if all(bar.kept for bar in promises) else 1
+
+
+def machine() -> str:
+    """The machine in a few words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def _save(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is None:
+        return
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    data = msgspec.json.encode({"machine": machine(), "date": today, **figures})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(data, indent=1) + b"\n")

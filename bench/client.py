@@ -1,0 +1,62 @@
+"""A client that notes when each piece of a streamed completion arrived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+class Completion(msgspec.Struct):
+    """One streamed answer. Times are seconds of ``time.perf_counter``."""
+
+    asked_s: float
+    pieces: list[tuple[float, str]] = []
+    ended_s: float | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From asking to the first text; None if none came."""
+        return self.pieces[0][0] - self.asked_s if self.pieces else None
+
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        return "".join(text for _, text in self.pieces)
+
+    def text_between(self, start_s: float, end_s: float) -> str:
+        """What arrived in that time."""
+        return "".join(text for at_s, text in self.pieces if start_s <= at_s < end_s)
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+async def complete(
+    client: httpx.AsyncClient, body: Mapping[str, Any], headers: Mapping[str, str], into: Completion
+) -> None:
+    """Stream one ``/v1/completions`` into ``into``, which holds what has come even if this is cancelled.
+
+    Raises:
+        httpx.HTTPError: it was not answered with 200, or the connection broke.
+    """
+    async with client.stream("POST", "/v1/completions", json={**body, "stream": True}, headers=headers) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = _decoder.decode(line.removeprefix("data: "))
+            if chunk.choices and chunk.choices[0].text:
+                into.pieces.append((time.perf_counter(), chunk.choices[0].text))
+    into.ended_s = time.perf_counter()

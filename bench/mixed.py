@@ -1,0 +1,271 @@
+"""``bench mixed``: one person asks again and again while background streams keep the other lane full.
+
+Each server goes through the same three phases on the same prompts: the person alone, the background alone, both.
+Every prompt begins with a line of its own, so that nobody's prefix cache helps. Tokens are counted by encoding the
+text that arrived with the pair's tokenizer, for every server alike.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+from tokenizers import Tokenizer
+
+from bench import servers
+from bench.client import Completion, complete
+from bench.statistics import median, quantile
+from lanes import embedded
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of each server. Weights are those of the lanes, interactive first."""
+
+    background: int = 8
+    rounds: int = 24
+    interactive_tokens: int = 64
+    background_tokens: int = 256
+    solo_s: float = 15.0
+    settle_s: float = 5.0
+    think_s: float = 0.25
+    weights: tuple[float, float] = (8.0, 1.0)
+    seed: int = 1
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One server's figures. Interactive tokens/s count from asking to the last token: what the person sees."""
+
+    server: str
+    ttft_idle_ms: float
+    ttft_busy_ms: float
+    ttft_busy_p95_ms: float
+    ttft_busy_worst_ms: float
+    busy_to_idle: float
+    interactive_idle_tokens_per_s: float
+    interactive_busy_tokens_per_s: float
+    background_solo_tokens_per_s: float
+    background_busy_tokens_per_s: float
+    background_kept: float
+
+
+def measure(load: Load, *, with_peers: bool) -> list[Row]:
+    """All servers in turn, ours first."""
+    with tempfile.TemporaryDirectory(prefix="opta-bench-") as scratch, servers.fp32_weights() as weights:
+        config = Path(scratch) / "opta.yaml"
+        interactive, throughput = load.weights
+        config.write_text(
+            f"lanes:\n  interactive: {{weight: {interactive:g}}}\n  throughput: {{weight: {throughput:g}}}\n", "utf-8"
+        )
+        under_test = [servers.opta_router(config), *(servers.peers(weights) if with_peers else ())]
+        return [anyio.run(_measure_one, server, load) for server in under_test]
+
+
+async def _measure_one(server: servers.Server, load: Load) -> Row:
+    async with servers.running(server) as client:
+        scene = _Scene(server, client, load)
+        await scene.warm_up()
+        idle = await scene.person()
+        solo = await scene.background_alone()
+        busy, background = await scene.both()
+    ttft_idle, ttft_busy = _ttfts_ms(idle), _ttfts_ms(busy)
+    return Row(
+        server=server.name,
+        ttft_idle_ms=median(ttft_idle),
+        ttft_busy_ms=median(ttft_busy),
+        ttft_busy_p95_ms=quantile(ttft_busy, 0.95),
+        ttft_busy_worst_ms=max(ttft_busy),
+        busy_to_idle=median(ttft_busy) / median(ttft_idle),
+        interactive_idle_tokens_per_s=scene.seen_tokens_per_s(idle),
+        interactive_busy_tokens_per_s=scene.seen_tokens_per_s(busy),
+        background_solo_tokens_per_s=solo,
+        background_busy_tokens_per_s=background,
+        background_kept=background / solo,
+    )
+
+
+class _Scene:
+    """One server, and the load on it."""
+
+    def __init__(self, server: servers.Server, client: httpx.AsyncClient, load: Load) -> None:
+        self._server = server
+        self._client = client
+        self._load = load
+        self._prompts = _prompts(load.seed)
+        self._tokenizer = Tokenizer.from_file(str(embedded.path("target") / "tokenizer.json"))
+
+    async def warm_up(self) -> None:
+        """Compile, fill pools, reach the clock speed: a little of everything that is measured later."""
+        await self._ask(16)
+        async with self._background():
+            await anyio.sleep(self._load.settle_s)
+            await self._ask(16)
+
+    async def person(self) -> list[Completion]:
+        """One question after the other, with a short pause to read."""
+        answers = []
+        for _ in range(self._load.rounds):
+            answers.append(await self._ask(self._load.interactive_tokens))
+            await anyio.sleep(self._load.think_s)
+        return answers
+
+    async def background_alone(self) -> float:
+        """Background tokens/s with nobody asking."""
+        async with self._background() as streams:
+            await anyio.sleep(self._load.settle_s)
+            started_s = time.perf_counter()
+            await anyio.sleep(self._load.solo_s)
+            return self._tokens_per_s(streams, started_s, time.perf_counter())
+
+    async def both(self) -> tuple[list[Completion], float]:
+        """The person's answers while the background runs, and background tokens/s in that time."""
+        async with self._background() as streams:
+            await anyio.sleep(self._load.settle_s)
+            started_s = time.perf_counter()
+            answers = await self.person()
+            return answers, self._tokens_per_s(streams, started_s, time.perf_counter())
+
+    def seen_tokens_per_s(self, answers: Sequence[Completion]) -> float:
+        """Tokens of all answers over the time spent waiting for them."""
+        waited_s = sum((answer.ended_s or 0.0) - answer.asked_s for answer in answers)
+        return sum(self._count(answer.text) for answer in answers) / waited_s
+
+    async def _ask(self, max_tokens: int) -> Completion:
+        answer = Completion(time.perf_counter())
+        body = self._body(max_tokens, temperature=0.0)
+        await complete(self._client, body, self._server.interactive_headers, answer)
+        if not answer.pieces:
+            raise RuntimeError(f"{self._server.name} answered with nothing")
+        return answer
+
+    def _background(self) -> _Background:
+        return _Background(self._load.background, self._stream_for_ever)
+
+    async def _stream_for_ever(self, streams: list[Completion]) -> None:
+        while True:
+            answer = Completion(time.perf_counter())
+            streams.append(answer)
+            body = self._body(self._load.background_tokens, temperature=0.7)
+            await complete(self._client, body, self._server.background_headers, answer)
+
+    def _body(self, max_tokens: int, temperature: float) -> dict[str, Any]:
+        return {
+            "model": self._server.model,
+            "prompt": next(self._prompts),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+
+    def _tokens_per_s(self, streams: Sequence[Completion], start_s: float, end_s: float) -> float:
+        return sum(self._count(stream.text_between(start_s, end_s)) for stream in streams) / (end_s - start_s)
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text).ids)
+
+
+class _Background:
+    """Streams that run inside the block, each starting anew when it has ended."""
+
+    def __init__(self, count: int, stream: Any) -> None:
+        self._count = count
+        self._stream = stream
+        self._tasks = anyio.create_task_group()
+
+    async def __aenter__(self) -> list[Completion]:
+        streams: list[Completion] = []
+        await self._tasks.__aenter__()
+        for _ in range(self._count):
+            self._tasks.start_soon(self._stream, streams)
+        return streams
+
+    async def __aexit__(self, *failure: Any) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(*failure)
+
+
+def _ttfts_ms(answers: Sequence[Completion]) -> list[float]:
+    return [ttft_s * 1000 for answer in answers if (ttft_s := answer.ttft_s) is not None]
+
+
+def _prompts(seed: int) -> Iterator[str]:
+    """Held-out prompts for ever, each under a line that no other has."""
+    rng = random.Random(seed)
+    prompts = embedded.held_out_prompts()
+    while True:
+        for prompt in rng.sample(prompts, len(prompts)):
+            yield f"# {rng.randrange(10**9):09d}\n{prompt.prompt}"
+
+
+COLUMNS = (
+    "server",
+    "TTFT idle",
+    "TTFT busy: median",
+    "p95",
+    "worst",
+    "busy : idle",
+    "interactive tokens/s: idle",
+    "busy",
+    "background tokens/s: alone",
+    "beside the person",
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        cells = (
+            f"`{row.server}`",
+            f"{row.ttft_idle_ms:,.0f} ms",
+            f"{row.ttft_busy_ms:,.0f} ms",
+            f"{row.ttft_busy_p95_ms:,.0f} ms",
+            f"{row.ttft_busy_worst_ms:,.0f} ms",
+            f"{row.busy_to_idle:.2f}",
+            f"{row.interactive_idle_tokens_per_s:.1f}",
+            f"{row.interactive_busy_tokens_per_s:.1f}",
+            f"{row.background_solo_tokens_per_s:.1f}",
+            f"{row.background_busy_tokens_per_s:.1f} ({row.background_kept:.0%})",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+class Bar(msgspec.Struct, frozen=True):
+    """One promise, what was measured, and what was promised."""
+
+    promise: str
+    measured: float
+    bound: float
+    kept: bool
+
+
+def bars(rows: Sequence[Row], load: Load) -> list[Bar]:
+    """The promises of the two lanes, held against one run."""
+    ours, others = rows[0], rows[1:]
+    promised = load.weights[1] / sum(load.weights)
+    found = [
+        _at_most("TTFT busy : idle", ours.busy_to_idle, 2.0),
+        _at_least("background tokens/s kept, at least the lane's share", ours.background_kept, promised),
+    ]
+    if others:
+        ttft = min(row.ttft_busy_ms for row in others)
+        speed = max(row.interactive_busy_tokens_per_s for row in others)
+        found += [
+            _at_least("better peer's TTFT busy : ours", ttft / ours.ttft_busy_ms, 3.0),
+            _at_least("our interactive tokens/s busy : better peer's", ours.interactive_busy_tokens_per_s / speed, 2.0),
+        ]
+    return found
+
+
+def _at_most(promise: str, measured: float, bound: float) -> Bar:
+    return Bar(promise, round(measured, 3), bound, measured <= bound)
+
+
+def _at_least(promise: str, measured: float, bound: float) -> Bar:
+    return Bar(promise, round(measured, 3), round(bound, 3), measured >= bound)

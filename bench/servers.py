@@ -1,0 +1,159 @@
+"""Servers under measurement, each started as its users start it, from what is installed, on the same weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import httpx
+import msgspec
+from anyio.abc import Process
+
+from lanes import embedded
+from lanes.blas import preload_environment
+
+START_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 40.0
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """How one server is started, and what it calls things. ``{port}`` stands in ``command`` for the port."""
+
+    name: str
+    command: tuple[str, ...]
+    model: str
+    ready_path: str
+    interactive_headers: dict[str, str] = {}
+    background_headers: dict[str, str] = {}
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """Directories of the pair, in the type that this device is fast in."""
+
+    target: Path
+    draft: Path
+
+
+@contextmanager
+def fp32_weights() -> Iterator[Weights]:
+    """The embedded pair in fp32: our host turns it into that on a CPU, and the others get the same start."""
+    with tempfile.TemporaryDirectory(prefix="opta-bench-") as scratch:
+        for part in embedded.PARTS:
+            # In a process of its own: this one measures, and mlx-lm would stay in its memory.
+            command = [sys.executable, "-m", "bench.dequantise", str(embedded.path(part)), f"{scratch}/{part}"]
+            subprocess.run(command, check=True, capture_output=True)
+        yield Weights(Path(scratch) / "target", Path(scratch) / "draft")
+
+
+def opta_router(config: Path) -> Server:
+    """This project, with a configuration."""
+    return Server(
+        name="opta-router",
+        command=(sys.executable, "-m", "opta_router", "serve", "--config", str(config), "--port", "{port}"),
+        model="opta-tiny",
+        ready_path="/readyz",
+        interactive_headers={"x-opta-lane": "interactive"},
+        background_headers={"x-opta-lane": "throughput"},
+    )
+
+
+def mlx_lm_server(weights: Weights) -> Server:
+    """mlx-lm's own server: speculates, and answers one request after the other."""
+    return Server(
+        name="mlx_lm.server --draft-model",
+        command=(
+            *(sys.executable, "-m", "mlx_lm.server", "--port", "{port}", "--log-level", "ERROR"),
+            *("--model", str(weights.target), "--draft-model", str(weights.draft)),
+        ),
+        model="default_model",
+        ready_path="/v1/models",
+    )
+
+
+def vllm_mlx_server(weights: Weights) -> Server:
+    """vllm-mlx's server: batches, and does not speculate."""
+    command = shutil.which("vllm-mlx", path=str(Path(sys.executable).parent)) or "vllm-mlx"
+    return Server(
+        name="vllm-mlx serve --continuous-batching",
+        command=(
+            *(command, "serve", str(weights.target), "--served-model-name", "opta-tiny"),
+            *("--continuous-batching", "--host", "127.0.0.1", "--port", "{port}"),
+        ),
+        model="opta-tiny",
+        ready_path="/v1/models",
+    )
+
+
+def peers(weights: Weights) -> tuple[Server, ...]:
+    """What else people run on MLX."""
+    return mlx_lm_server(weights), vllm_mlx_server(weights)
+
+
+@asynccontextmanager
+async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """Start ``server`` with the same BLAS as our host's, wait until it answers, stop it at the end.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in time; with the end of what it printed.
+    """
+    port = _free_port()
+    command = [part.format(port=port) for part in server.command]
+    with tempfile.TemporaryFile() as output:
+        process = await anyio.open_process(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=preload_environment(os.environ),
+        )
+        try:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None, limits=limits) as client:
+                if not await _answers(client, server.ready_path, process):
+                    output.seek(0)
+                    end = output.read()[-2000:].decode(errors="replace")
+                    raise RuntimeError(f"{server.name} did not start: {' '.join(command)}\n{end}")
+                yield client
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _stop(process)
+
+
+async def _stop(process: Process) -> None:
+    try:
+        process.terminate()
+        with anyio.move_on_after(STOP_TIMEOUT_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+    except ProcessLookupError:
+        pass
+    await process.aclose()
+
+
+async def _answers(client: httpx.AsyncClient, path: str, process: Process) -> bool:
+    with anyio.move_on_after(START_TIMEOUT_S):
+        while process.returncode is None:
+            try:
+                if (await client.get(path)).status_code == 200:
+                    return True
+            except httpx.TransportError:
+                pass
+            await anyio.sleep(0.2)
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
