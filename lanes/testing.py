@@ -20,7 +20,7 @@ from lanes.wire import FinishReason, Sampling, SpecCounters
 MakeEngine = Callable[[frozenset[int]], Engine]
 """Makes an idle engine whose answers end with one of the given token ids."""
 
-ANSWER_TOKENS: Final = 12
+ANSWER_TOKENS: Final = 10
 LONG_PROMPT_TOKENS: Final = 150
 """Longer than one chunk of prefill: sequences are cancelled while it is under way."""
 

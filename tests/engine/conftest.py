@@ -4,6 +4,7 @@ import pytest
 from vllm_mlx.mlx_streams import bind_generation_streams
 
 from lanes import embedded
+from lanes.engines.draft_length import DraftLength
 from lanes.host.models import load_pair
 from lanes.wire import ModelSpec
 
@@ -20,3 +21,11 @@ def pair():
 def held_out(pair):
     """The beginnings of held-out functions, in token ids."""
     return [tuple(pair.tokenizer.encode(held.prompt)[:PROMPT_TOKENS]) for held in embedded.held_out_prompts()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_round_drafts_all_it_may():
+    """How much to draft follows from measured seconds; here it must not, or no two runs would test the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DraftLength, "choose", lambda self, limit: min(limit, self._costs.max_draft_tokens))
+        yield
