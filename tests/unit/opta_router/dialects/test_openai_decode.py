@@ -383,8 +383,25 @@ JSON = st.recursive(
     max_leaves=5,
 )
 NAMES = st.sampled_from(
-    "model messages prompt max_tokens stop stream stream_options logit_bias seed metadata service_tier temperature n "
-    "tools response_format \x00 unheard_of".split(" ")
+    [
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "stop",
+        "stream",
+        "stream_options",
+        "logit_bias",
+        "seed",
+        "metadata",
+        "service_tier",
+        "temperature",
+        "n",
+        "tools",
+        "response_format",
+        "\x00",
+        "unheard_of",
+    ]
 )
 
 

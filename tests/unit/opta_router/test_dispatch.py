@@ -1,0 +1,401 @@
+"""Requests on their way through the dispatcher, over a real link to a host that the test plays."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio.abc import UNIXSocketStream
+
+from lanes import wire
+from lanes.client import Link
+from lanes.errors import HostUnavailable
+from opta_router import errors
+from opta_router.dispatch import Arrival, Dispatcher
+from opta_router.request import GenerationRequest
+from opta_router.telemetry import RequestTrace
+from policies.classify import Classification
+from policies.quantities import Seconds
+from policies.schema import (
+    Config,
+    InteractiveLane,
+    LanesConfig,
+    ModelConfig,
+    PresetConfig,
+    SamplingPreset,
+    SpeculationConfig,
+    ThroughputLane,
+)
+
+pytestmark = pytest.mark.anyio
+
+INFO = wire.ModelInfo("m", "t", None, 2048, 100, 1, 0, 0.1)
+
+
+class LinkedEngine:
+    """What :class:`opta_router.dispatch.Engine` asks for, on one link."""
+
+    def __init__(self, link):
+        self.link = link
+        self.models = {"m": INFO}
+        self.load_failures = {}
+        self.reasons = []
+        self.after_end = lambda: None
+
+    def submit(self, submit, on_end):
+        def ended(event):
+            on_end(event)
+            self.after_end()
+
+        return self.link.submit(submit, ended)
+
+    def not_ready_reasons(self):
+        return self.reasons
+
+
+class Host:
+    """The host's end of the link."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._reader = wire.FrameReader(wire.ToHost)
+        self._heard = []
+
+    async def hears(self):
+        while not self._heard:
+            self._heard += self._reader.feed(await self._stream.receive())
+        return self._heard.pop(0)
+
+    async def says(self, *events):
+        await self._stream.send(wire.encode(wire.Events(events)))
+
+    async def dies(self):
+        await self._stream.aclose()
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class Router:
+    def __init__(self, dispatcher, engine, host, clock, tg):
+        self.dispatcher, self.engine, self.host, self.clock, self._tg = dispatcher, engine, host, clock, tg
+
+    def ask(self, **arrival):
+        return Asked(self.dispatcher, self._tg, arrival)
+
+    async def asks(self, **arrival):
+        """A request that the host has heard of."""
+        asked = self.ask(**arrival)
+        return asked, await self.host.hears()
+
+    def in_lane(self, lane="interactive"):
+        """Slots in use and requests waiting; the books balance."""
+        self.dispatcher._admission.check_integrity()
+        stats = self.dispatcher.stats()[lane]
+        return stats.active, stats.queued
+
+
+class Asked:
+    """One request in a task of its own, which can be cancelled as a client that leaves would."""
+
+    def __init__(self, dispatcher, tg, arrival):
+        self.texts = []
+        self.answer = None
+        self.error = None
+        self.over = anyio.Event()
+        self.offered = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._dispatcher = dispatcher
+        self._arrival = an_arrival(dispatcher, Offered(self.offered), **arrival)
+        tg.start_soon(self._run)
+
+    async def _run(self):
+        self.task = asyncio.current_task()
+        try:
+            with self.scope:
+                async with self._dispatcher.answer(self._arrival) as answer:
+                    self.answer = answer
+                    await answer.started()
+                    while (text := await answer.text()) is not None:
+                        self.texts.append(text)
+        except errors.RouterError as error:
+            self.error = error
+        finally:
+            self.over.set()
+
+
+class Offered(RequestTrace):
+    """Says when the request was offered to admission."""
+
+    def __init__(self, event):
+        self._event = event
+
+    def queued(self):
+        self._event.set()
+
+
+def an_arrival(dispatcher, trace, *, lane="interactive", preset=None, **request):
+    return Arrival(
+        request=GenerationRequest(operation="chat", model="m", prompt=wire.TextPrompt("x"), **request),
+        verdict=Classification(model="m", lane=lane, route="default", preset=preset),
+        sub_client="",
+        trace=trace,
+        arrived_s=dispatcher.now_s(),
+    )
+
+
+def config(**changes):
+    lanes = LanesConfig(interactive=InteractiveLane(**changes), throughput=ThroughputLane(max_active=1, max_queue=1))
+    return Config(models=(ModelConfig(name="m", target="t"),), lanes=lanes)
+
+
+@asynccontextmanager
+async def routing(configuration=None):
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    clock = Clock()
+    async with (
+        await UNIXSocketStream.from_socket(ours) as router_end,
+        await UNIXSocketStream.from_socket(theirs) as host_end,
+        anyio.create_task_group() as tg,
+    ):
+        engine = LinkedEngine(Link(router_end, on_message=lambda message: None))
+        tg.start_soon(engine.link.run)
+        dispatcher = Dispatcher(configuration or config(), engine, clock)
+        with anyio.fail_after(20):
+            yield Router(dispatcher, engine, Host(host_end), clock, tg)
+        tg.cancel_scope.cancel()
+
+
+def ended(submit, reason="stop", tokens=1, **fields):
+    return wire.Finished(submit.request_id, reason, 1, tokens, **fields)
+
+
+def delta(submit, index, text):
+    return wire.Delta(submit.request_id, index, (index,), text)
+
+
+# the way of one request
+
+
+async def test_an_answer_comes_as_it_is_made_and_its_end_frees_the_slot_once():
+    async with routing() as router:
+        asked, submit = await router.asks()
+        router.clock.now_s += 0.25
+        await router.host.says(wire.Started(submit.request_id, 1), delta(submit, 0, "a"), delta(submit, 1, "b"))
+        await router.host.says(delta(submit, 2, "c"), ended(submit, "length", 3))
+        await asked.over.wait()
+        assert "".join(asked.texts) == "abc"
+        ending = asked.answer.ending
+        assert (ending.finished.reason, ending.opta.lane, ending.opta.route) == ("length", "interactive", "default")
+        assert (ending.opta.queue_ms, ending.opta.ttft_ms) == (0.0, 250.0)
+        assert ending.opta.speculative.reason == "no_draft"
+        assert router.in_lane() == (0, 0)
+
+
+async def test_a_preset_fills_in_what_the_request_left_out():
+    preset = PresetConfig(name="p", model="m", sampling=SamplingPreset(temperature=0.5, top_p=0.5, max_tokens=9))
+    async with routing() as router:
+        asked, submit = await router.asks(preset=preset, max_tokens=3)
+        assert (submit.max_tokens, submit.sampling.temperature, submit.sampling.top_p) == (3, 0.5, 0.5)
+        asked.scope.cancel()
+
+
+async def test_requests_run_one_after_the_other_in_a_lane_of_one_slot():
+    async with routing() as router:
+        first, submit = await router.asks()
+        second = router.ask()
+        await second.offered.wait()
+        assert router.in_lane() == (1, 1)
+        router.clock.now_s += 2
+        await router.host.says(wire.Started(submit.request_id, 1), ended(submit))
+        submit_2 = await router.host.hears()
+        assert (first.over.is_set(), router.in_lane()) == (True, (1, 0))
+        await router.host.says(wire.Started(submit_2.request_id, 1), ended(submit_2))
+        await second.over.wait()
+        assert second.answer.ending.opta.queue_ms == 2000.0
+        assert router.in_lane() == (0, 0)
+
+
+# clients that leave
+
+
+async def test_a_client_that_leaves_the_queue_gives_its_place_back_and_the_host_never_hears_of_it():
+    async with routing() as router:
+        _, submit = await router.asks()
+        leaver, stayer = router.ask(), router.ask()
+        await leaver.offered.wait()
+        await stayer.offered.wait()
+        leaver.scope.cancel()
+        await leaver.over.wait()
+        assert router.in_lane() == (1, 1)
+        await router.host.says(ended(submit))
+        assert isinstance(await router.host.hears(), wire.Submit)
+        assert (stayer.answer is not None, leaver.answer) == (True, None)
+
+
+async def test_a_client_that_leaves_as_it_is_granted_a_slot_hands_it_on():
+    async with routing() as router:
+        _, submit = await router.asks()
+        leaver, stayer = router.ask(), router.ask()
+        await leaver.offered.wait()
+        await stayer.offered.wait()
+        router.engine.after_end = leaver.task.cancel  # its ticket is granted, and its task has not run yet
+        await router.host.says(ended(submit))
+        assert isinstance(await router.host.hears(), wire.Submit)
+        assert (stayer.answer is not None, leaver.answer) == (True, None)
+        assert router.in_lane() == (1, 0)
+
+
+async def test_the_slot_of_a_client_that_left_is_free_when_the_device_has_let_go():
+    async with routing() as router:
+        leaver, submit = await router.asks()
+        next_one = router.ask()
+        await router.host.says(wire.Started(submit.request_id, 1), delta(submit, 0, "a"))
+        await next_one.offered.wait()
+        leaver.scope.cancel()
+        await leaver.over.wait()
+        assert await router.host.hears() == wire.Cancel(submit.request_id)
+        assert router.in_lane() == (1, 1)
+        await router.host.says(ended(submit, "cancelled"))
+        assert isinstance(await router.host.hears(), wire.Submit)
+        assert router.in_lane() == (1, 0)
+
+
+# refusals
+
+
+async def test_a_full_queue_and_a_draining_router_refuse_and_say_when_to_come_back():
+    async with routing(config(max_queue=0)) as router:
+        await router.asks()
+        refused = router.ask()
+        await refused.over.wait()
+        assert isinstance(refused.error, errors.QueueFull)
+        assert 1 <= refused.error.retry_after_s <= 60
+        router.dispatcher.drain()
+        late = router.ask(lane="throughput")
+        await late.over.wait()
+        assert isinstance(late.error, errors.Draining)
+        assert router.in_lane() == (1, 0)
+        assert router.dispatcher.not_ready_reasons() == ["draining"]
+
+
+async def test_draining_turns_away_who_waits():
+    async with routing() as router:
+        await router.asks()
+        waiting = router.ask()
+        await waiting.offered.wait()
+        router.dispatcher.drain()
+        await waiting.over.wait()
+        assert isinstance(waiting.error, errors.Draining)
+        assert router.in_lane() == (1, 0)
+
+
+async def test_a_request_waits_no_longer_than_its_lane_allows():
+    async with routing(config(queue_timeout=Seconds(30))) as router:
+        await router.asks()
+
+        class TimeFlies(RequestTrace):
+            def queued(self):
+                router.clock.now_s += 31
+
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            async with router.dispatcher.answer(an_arrival(router.dispatcher, TimeFlies())):
+                pass
+        assert 1 <= caught.value.retry_after_s <= 60
+        assert router.in_lane() == (1, 0)
+
+
+async def test_an_engine_that_is_not_ready_takes_nothing():
+    async with routing() as router:
+        router.engine.reasons = ["engine is starting"]
+        asked = router.ask()
+        await asked.over.wait()
+        assert isinstance(asked.error, errors.EngineUnavailable)
+        assert "starting" in asked.error.message
+        assert router.dispatcher.not_ready_reasons() == ["engine is starting"]
+
+
+async def test_a_model_that_could_not_be_loaded_is_named_and_makes_the_router_unready_if_it_is_the_only_one():
+    async with routing() as router:
+        router.engine.load_failures["m"] = "no such file"
+        asked = router.ask()
+        await asked.over.wait()
+        assert isinstance(asked.error, errors.ModelUnavailable)
+        assert router.dispatcher.not_ready_reasons() == ["model m: no such file"]
+
+
+async def test_a_slot_is_given_back_when_the_engine_goes_between_the_grant_and_the_submission():
+    async with routing() as router:
+
+        def gone(submit, on_end):
+            raise HostUnavailable("the engine is not running")
+
+        router.engine.submit = gone
+        asked = router.ask()
+        await asked.over.wait()
+        assert isinstance(asked.error, errors.EngineUnavailable)
+        assert router.in_lane() == (0, 0)
+
+
+async def test_a_slot_is_given_back_when_the_pair_must_speculate_and_cannot():
+    configuration = Config(
+        models=(ModelConfig(name="m", target="t", draft="d"),), speculation=SpeculationConfig(require_supported=True)
+    )
+    async with routing(configuration) as router:
+        router.engine.models = {"m": wire.ModelInfo("m", "t", "d", 2048, 100, 1, 1, 0.1, same_vocabulary=False)}
+        asked = router.ask()
+        await asked.over.wait()
+        assert isinstance(asked.error, errors.ModelUnavailable)
+        assert router.in_lane() == (0, 0)
+
+
+# engines that fail
+
+
+async def test_a_host_that_dies_ends_who_runs_and_who_waits_and_frees_every_slot():
+    async with routing() as router:
+        running, submit = await router.asks()
+        waiting = router.ask()
+        await waiting.offered.wait()
+        await router.host.says(wire.Started(submit.request_id, 1), delta(submit, 0, "a"))
+        await router.host.dies()
+        await running.over.wait()
+        await waiting.over.wait()
+        assert isinstance(running.error, errors.EngineDied)
+        assert isinstance(waiting.error, errors.EngineUnavailable)
+        assert running.texts[-1] == "a"
+        assert router.in_lane() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (wire.FailureCode.CONTEXT_LENGTH_EXCEEDED, errors.InvalidRequest, "context_length_exceeded"),
+        (wire.FailureCode.INVALID_PROMPT, errors.InvalidRequest, "invalid_prompt"),
+        (wire.FailureCode.MODEL_UNAVAILABLE, errors.ModelUnavailable, "model_unavailable"),
+        (wire.FailureCode.ENGINE_ERROR, errors.EngineFault, "engine_error"),
+        ("of a newer host", errors.EngineFault, "engine_error"),
+    ],
+)
+async def test_what_the_host_refuses_has_a_code_for_the_client_and_frees_the_slot(code, kind, said):
+    async with routing() as router:
+        asked, submit = await router.asks()
+        await router.host.says(wire.Failed(submit.request_id, code, "why"))
+        await asked.over.wait()
+        assert type(asked.error) is kind
+        assert asked.error.code == said
+        assert router.in_lane() == (0, 0)
+
+
+async def test_a_fault_of_the_engine_is_not_told_to_the_client_in_the_engines_words():
+    async with routing() as router:
+        asked, submit = await router.asks()
+        await router.host.says(wire.Failed(submit.request_id, wire.FailureCode.ENGINE_ERROR, "/secret/path: boom"))
+        await asked.over.wait()
+        assert "secret" not in asked.error.message
