@@ -24,15 +24,16 @@ class ServerLimits:
         header_timeout_s: From the first byte (or the connection) to the end of the headers.
         keep_alive_timeout_s: How long a connection may wait for its next request.
         write_stall_s: A peer that takes not a byte of what is waiting for it is cut after this.
-        linger_s: After our last byte, how long the peer has to close before the connection is reset.
+        linger_s: After our last byte has left for the kernel, how long the peer has to close before it is reset.
         send_buffer_bytes: What the kernel may hold for one connection (Linux doubles it). Left alone it grows to
             megabytes, all of which a slow reader has to take before the server sees it move.
         h2_max_concurrent_streams: Requests at a time on one HTTP/2 connection.
         h2_max_resets_per_s: Streams that an HTTP/2 peer may open and cancel (CVE-2023-44487).
-        websocket_max_message_bytes: One incoming message.
+        websocket_max_message_bytes: One incoming message; for text, characters.
         startup_timeout_s: For the application's lifespan startup.
         drain_timeout_s: After the shutdown trigger, how long running requests may take before they are cut.
-        cut_timeout_s: After that, how long applications have for their clean-up; twice: told first, then cancelled.
+        cut_timeout_s: After that, how long applications have for their clean-up: once when told that their client is
+            gone, again when cancelled, and again for a lifespan that was cancelled.
         shutdown_timeout_s: For the application's lifespan shutdown.
     """
 

@@ -161,7 +161,7 @@ async def test_failed_startup_is_raised_though_its_application_takes_time_to_cle
 
     with pytest.raises(Exception, match="no model"):
         async with serving(app):
-            pass
+            pytest.fail("served before it had started")
 
 
 async def test_lifespan_that_ends_by_itself_stops_the_serving_and_is_raised_with_its_cause():
