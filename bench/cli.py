@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     mixed = benchmarks.add_parser("mixed", help="one person and a full background lane, on one device")
     mixed.add_argument("--background", type=int, default=8, help="background streams")
+    mixed.add_argument("--context", type=int, default=1024, metavar="TOKENS", help="prompt of a background request")
     mixed.add_argument("--rounds", type=int, default=24, help="questions in each phase")
     mixed.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
     mixed.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
@@ -40,10 +41,18 @@ def _add_save(parser: argparse.ArgumentParser) -> None:
 def _mixed(arguments: argparse.Namespace) -> int:
     from bench import mixed  # noqa: PLC0415
 
-    load = mixed.Load(background=arguments.background, rounds=arguments.rounds, weights=tuple(arguments.weights))
+    load = mixed.Load(
+        background=arguments.background,
+        background_prompt_tokens=arguments.context,
+        rounds=arguments.rounds,
+        weights=tuple(arguments.weights),
+    )
     rows = mixed.measure(load, with_peers=arguments.peers)
     promises = mixed.bars(rows, load)
-    print(f"{load.background} background streams, weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n")
+    print(
+        f"{load.background} background streams with prompts of {load.background_prompt_tokens} tokens, "
+        f"weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n"
+    )
     print(mixed.table(rows) + "\n")
     for bar in promises:
         print(f"{'ok  ' if bar.kept else 'FAIL'} {bar.promise}: {bar.measured:g} (bound {bar.bound:g})")

@@ -1,8 +1,9 @@
 """``bench mixed``: one person asks again and again while background streams keep the other lane full.
 
-Each server goes through the same three phases on the same prompts: the person alone, the background alone, both.
-Every prompt begins with a line of its own, so that nobody's prefix cache helps. Tokens are counted by encoding the
-text that arrived with the pair's tokenizer, for every server alike.
+The person asks short questions; the background streams are agents, each call of which carries a context of many tokens
+and wants a short answer. Each server goes through the same three phases on the same prompts: the person alone, the
+background alone, both. Every prompt begins with a line of its own, so that nobody's prefix cache helps. Tokens are
+counted by encoding the text that arrived with the pair's tokenizer, for every server alike.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     background: int = 8
     rounds: int = 24
+    interactive_prompt_tokens: int = 64
     interactive_tokens: int = 64
-    background_tokens: int = 256
+    background_prompt_tokens: int = 1024
+    background_tokens: int = 128
     solo_s: float = 15.0
     settle_s: float = 5.0
     think_s: float = 0.25
@@ -97,8 +100,9 @@ class _Scene:
         self._server = server
         self._client = client
         self._load = load
-        self._prompts = _prompts(load.seed)
         self._tokenizer = Tokenizer.from_file(str(embedded.path("target") / "tokenizer.json"))
+        self._questions = self._prompts(load.interactive_prompt_tokens)
+        self._contexts = self._prompts(load.background_prompt_tokens)
 
     async def warm_up(self) -> None:
         """Compile, fill pools, reach the clock speed: a little of everything that is measured later."""
@@ -138,7 +142,7 @@ class _Scene:
 
     async def _ask(self, max_tokens: int) -> Completion:
         answer = Completion(time.perf_counter())
-        body = self._body(max_tokens, temperature=0.0)
+        body = self._body(next(self._questions), max_tokens, temperature=0.0)
         await complete(self._client, body, self._server.interactive_headers, answer)
         if not answer.pieces:
             raise RuntimeError(f"{self._server.name} answered with nothing")
@@ -151,16 +155,21 @@ class _Scene:
         while True:
             answer = Completion(time.perf_counter())
             streams.append(answer)
-            body = self._body(self._load.background_tokens, temperature=0.7)
+            body = self._body(next(self._contexts), self._load.background_tokens, temperature=0.7)
             await complete(self._client, body, self._server.background_headers, answer)
 
-    def _body(self, max_tokens: int, temperature: float) -> dict[str, Any]:
-        return {
-            "model": self._server.model,
-            "prompt": next(self._prompts),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
+    def _body(self, prompt: str, max_tokens: int, temperature: float) -> dict[str, Any]:
+        return {"model": self._server.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
+
+    def _prompts(self, tokens: int) -> Iterator[str]:
+        """Held-out code of about so many tokens, for ever, each under a line that no other has."""
+        rng = random.Random(f"{self._load.seed} {tokens}")
+        code = [prompt.prompt for prompt in embedded.held_out_prompts()]
+        while True:
+            ids: list[int] = []
+            while len(ids) < tokens:
+                ids = self._tokenizer.encode(rng.choice(code)).ids + ids
+            yield f"# {rng.randrange(10**9):09d}\n{self._tokenizer.decode(ids[-tokens:])}"
 
     def _tokens_per_s(self, streams: Sequence[Completion], start_s: float, end_s: float) -> float:
         return sum(self._count(stream.text_between(start_s, end_s)) for stream in streams) / (end_s - start_s)
@@ -191,15 +200,6 @@ class _Background:
 
 def _ttfts_ms(answers: Sequence[Completion]) -> list[float]:
     return [ttft_s * 1000 for answer in answers if (ttft_s := answer.ttft_s) is not None]
-
-
-def _prompts(seed: int) -> Iterator[str]:
-    """Held-out prompts for ever, each under a line that no other has."""
-    rng = random.Random(seed)
-    prompts = embedded.held_out_prompts()
-    while True:
-        for prompt in rng.sample(prompts, len(prompts)):
-            yield f"# {rng.randrange(10**9):09d}\n{prompt.prompt}"
 
 
 COLUMNS = (
