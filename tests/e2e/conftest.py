@@ -1,0 +1,27 @@
+"""Routers that the tests of this folder share."""
+
+import pytest
+
+from tests.e2e.router_process import router
+
+OVERLOAD = """
+models:
+  - {name: echo, target: "scripted:tokens_per_step=1,step_s=0.002", preload: true}
+lanes:
+  interactive: {max_active: 1, max_queue: 1, queue_timeout: 60s}
+  throughput: {max_active: 1, max_queue: 1, queue_timeout: 2s}
+"""
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """The product as it comes: the embedded pair, no configuration."""
+    with router(tmp_path_factory.mktemp("pair")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory):
+    """Lanes with one slot and one place to wait, and a model that echoes its prompt for as long as it is asked to."""
+    with router(tmp_path_factory.mktemp("narrow"), OVERLOAD) as running:
+        yield running

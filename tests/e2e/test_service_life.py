@@ -1,0 +1,198 @@
+"""A router's start, its engine's death, and its end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.router_process import ANSWER_DEADLINE_S, router
+
+TEXT = "/v1/completions"
+ECHO = """
+server: {drain_timeout: 20s}
+models:
+  - {name: echo, target: "scripted:tokens_per_step=1,step_s=0.005", preload: true}
+lanes:
+  interactive: {max_active: 1, max_queue: 4}
+"""
+SHORT = {"model": "echo", "prompt": "ab", "max_tokens": 4}
+RECOVERY_S = 30.0
+
+
+@contextmanager
+def streaming(running, max_tokens):
+    """The data of a stream's events; the first one has arrived."""
+    body = {"model": "echo", "prompt": "ab", "max_tokens": max_tokens, "stream": True}
+    with (
+        httpx.Client(trust_env=False, timeout=ANSWER_DEADLINE_S) as http,
+        http.stream("POST", running.url + TEXT, json=body, headers={"X-Opta-Lane": "interactive"}) as response,
+    ):
+        events = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+        first = next(events)
+        yield (event for part in ([first], events) for event in part)
+
+
+def eventually(condition):
+    """Wait for what another process does in its own time."""
+    deadline_s = time.monotonic() + RECOVERY_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.02)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def serve(*arguments):
+    """A start that must fail: exit status and what was complained about."""
+    command = [sys.executable, "-m", "opta_router", "serve", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+# start
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lanes:\n  interactive: {weight: heavy}\n", ":2: lanes.interactive.weight: "),
+        ("lane: {}\n", ":1: lane: "),
+        ("models: [\n", "opta.yaml:"),
+    ],
+)
+def test_a_bad_configuration_is_a_2_and_one_line_that_names_the_place(tmp_path, text, said):
+    file = tmp_path / "opta.yaml"
+    file.write_text(text)
+    status, complaint = serve("--config", file)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert complaint.startswith(f"opta-router: {file}:")
+    assert said in complaint
+
+
+def test_a_port_that_is_taken_is_a_1_and_one_line(tmp_path):
+    file = tmp_path / "opta.yaml"
+    file.write_text(ECHO)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, complaint = serve("--config", file, "--port", port)
+    assert status == 1
+    assert f"127.0.0.1:{port}" in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
+
+
+def test_a_model_that_cannot_be_loaded_is_said_by_readyz_and_by_every_answer(tmp_path):
+    with router(tmp_path, "models: [{name: gone, target: /no/such/directory, preload: true}]") as running:
+        assert running.get("/healthz").status_code == 200
+        ready = running.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+        assert "/no/such/directory" in ready.json()["reasons"][0]
+        answer = running.post(TEXT, {**SHORT, "model": "gone"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert running.end() == 0
+
+
+# the engine's death
+
+
+def test_a_killed_engine_is_an_error_in_the_stream_and_the_next_request_is_served(tmp_path):
+    with router(tmp_path, ECHO) as running:
+        first_pid = running.host_pid()
+        with streaming(running, 1_000_000) as events:
+            os.kill(first_pid, signal.SIGKILL)
+            *_, last = events
+        assert json.loads(last)["error"]["code"] == "engine_died"
+        assert running.get("/healthz").status_code == 200
+        eventually(lambda: running.get("/readyz").status_code == 200)
+        assert running.host_pid() != first_pid
+        with running.sdk(**{"X-Opta-Lane": "interactive"}) as client:
+            assert client.completions.create(**SHORT).choices[0].text == "abab"
+
+
+def test_a_killed_engine_is_a_503_for_whoever_had_no_byte_yet_and_for_who_waits(tmp_path):
+    with router(tmp_path, ECHO) as running:
+        errors = []
+
+        def ask():
+            with running.sdk(**{"X-Opta-Lane": "interactive"}) as client:
+                try:
+                    client.completions.create(model="echo", prompt="ab", max_tokens=1_000_000)
+                except openai.InternalServerError as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: running.post(TEXT, SHORT, x_opta_lane="auto").headers["x-opta-route"] == "auto:busy")
+        os.kill(running.host_pid(), signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        assert {error.status_code for error in errors} == {503}
+        assert {error.code for error in errors} <= {"engine_died", "engine_unavailable"}
+        assert "engine_died" in {error.code for error in errors}
+        assert all(1 <= int(error.response.headers["retry-after"]) <= 60 for error in errors)
+        assert len(errors) == 3
+        eventually(lambda: running.post(TEXT, SHORT).status_code == 200)
+
+
+# the end
+
+
+def test_sigterm_lets_a_stream_end_and_turns_away_who_waits(tmp_path):
+    with router(tmp_path, ECHO) as running:
+        host_pid = running.host_pid()
+        waiting = []
+        with streaming(running, 300) as events:
+            thread = threading.Thread(
+                target=lambda: waiting.append(running.post(TEXT, SHORT, x_opta_lane="interactive"))
+            )
+            thread.start()
+            eventually(lambda: running.post(TEXT, SHORT).headers["x-opta-route"] == "auto:busy")
+            running.process.send_signal(signal.SIGTERM)
+            thread.join()
+            *_, finishing, done = events
+        assert (json.loads(finishing)["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+        assert (waiting[0].status_code, waiting[0].json()["error"]["code"]) == (503, "draining")
+        assert running.process.wait(20) == 0
+        eventually(lambda: gone(host_pid))
+        with pytest.raises(httpx.ConnectError):
+            running.get("/healthz")
+
+
+def test_a_second_sigterm_cuts_what_still_runs(tmp_path):
+    with router(tmp_path, ECHO.replace("20s", "1h")) as running:
+        with streaming(running, 1_000_000) as events:
+            running.process.send_signal(signal.SIGTERM)
+            eventually(lambda: "stopping" in running.log.read_text())
+            running.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(events)
+        assert running.process.wait(20) == 0
+
+
+def test_an_idle_router_ends_at_once_and_leaves_nothing_in_the_log(tmp_path):
+    with router(tmp_path, ECHO) as running:
+        host_pid = running.host_pid()
+        assert running.post(TEXT, SHORT).status_code == 200
+        assert running.end() == 0
+        eventually(lambda: gone(host_pid))
+        log = running.log.read_text()
+    assert "ERROR" not in log
+    assert "WARNING" not in log
+    assert "Traceback" not in log
