@@ -26,7 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     mixed = benchmarks.add_parser("mixed", help="one person and a full background lane, on one device")
     mixed.add_argument("--background", type=int, default=8, help="background streams")
     mixed.add_argument("--context", type=int, default=1024, metavar="TOKENS", help="prompt of a background request")
-    mixed.add_argument("--rounds", type=int, default=24, help="questions in each phase")
+    mixed.add_argument("--rounds", type=int, default=16, help="questions to the idle server")
+    mixed.add_argument("--seconds", type=float, default=60.0, help="how long the person asks the busy server")
     mixed.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
     mixed.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
     _add_save(mixed)
@@ -45,6 +46,7 @@ def _mixed(arguments: argparse.Namespace) -> int:
         background=arguments.background,
         background_prompt_tokens=arguments.context,
         rounds=arguments.rounds,
+        busy_s=arguments.seconds,
         weights=tuple(arguments.weights),
     )
     rows = mixed.measure(load, with_peers=arguments.peers)

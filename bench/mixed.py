@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 import anyio
 import httpx
@@ -25,18 +25,21 @@ from bench.client import Completion, complete
 from bench.statistics import median, quantile
 from lanes import embedded
 
+MIN_ROUNDS: Final = 3
+SETTLE_TIMEOUT_S: Final = 45.0
+
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of each server. Weights are those of the lanes, interactive first."""
 
     background: int = 8
-    rounds: int = 24
+    rounds: int = 16
+    busy_s: float = 60.0
     interactive_prompt_tokens: int = 64
     interactive_tokens: int = 64
     background_prompt_tokens: int = 1024
     background_tokens: int = 128
-    solo_s: float = 15.0
-    settle_s: float = 5.0
+    solo_s: float = 30.0
     think_s: float = 0.25
     weights: tuple[float, float] = (8.0, 1.0)
     seed: int = 1
@@ -107,33 +110,36 @@ class _Scene:
     async def warm_up(self) -> None:
         """Compile, fill pools, reach the clock speed: a little of everything that is measured later."""
         await self._ask(16)
-        async with self._background():
-            await anyio.sleep(self._load.settle_s)
+        async with self._background() as background:
+            await background.settled()
             await self._ask(16)
 
-    async def person(self) -> list[Completion]:
-        """One question after the other, with a short pause to read."""
-        answers = []
-        for _ in range(self._load.rounds):
+    async def person(self, at_least_s: float = 0.0) -> list[Completion]:
+        """One question after the other, with a short pause to read: ``rounds`` of them, or for ``at_least_s``."""
+        answers: list[Completion] = []
+        started_s = time.perf_counter()
+        while len(answers) < MIN_ROUNDS or (
+            time.perf_counter() - started_s < at_least_s if at_least_s else len(answers) < self._load.rounds
+        ):
             answers.append(await self._ask(self._load.interactive_tokens))
             await anyio.sleep(self._load.think_s)
         return answers
 
     async def background_alone(self) -> float:
         """Background tokens/s with nobody asking."""
-        async with self._background() as streams:
-            await anyio.sleep(self._load.settle_s)
+        async with self._background() as background:
+            await background.settled()
             started_s = time.perf_counter()
             await anyio.sleep(self._load.solo_s)
-            return self._tokens_per_s(streams, started_s, time.perf_counter())
+            return self._tokens_per_s(background.streams, started_s, time.perf_counter())
 
     async def both(self) -> tuple[list[Completion], float]:
         """The person's answers while the background runs, and background tokens/s in that time."""
-        async with self._background() as streams:
-            await anyio.sleep(self._load.settle_s)
+        async with self._background() as background:
+            await background.settled()
             started_s = time.perf_counter()
-            answers = await self.person()
-            return answers, self._tokens_per_s(streams, started_s, time.perf_counter())
+            answers = await self.person(self._load.busy_s)
+            return answers, self._tokens_per_s(background.streams, started_s, time.perf_counter())
 
     def seen_tokens_per_s(self, answers: Sequence[Completion]) -> float:
         """Tokens of all answers over the time spent waiting for them."""
@@ -149,14 +155,11 @@ class _Scene:
         return answer
 
     def _background(self) -> _Background:
-        return _Background(self._load.background, self._stream_for_ever)
+        return _Background(self._load.background, self._work)
 
-    async def _stream_for_ever(self, streams: list[Completion]) -> None:
-        while True:
-            answer = Completion(time.perf_counter())
-            streams.append(answer)
-            body = self._body(next(self._contexts), self._load.background_tokens, temperature=0.7)
-            await complete(self._client, body, self._server.background_headers, answer)
+    async def _work(self, answer: Completion) -> None:
+        body = self._body(next(self._contexts), self._load.background_tokens, temperature=0.7)
+        await complete(self._client, body, self._server.background_headers, answer)
 
     def _body(self, prompt: str, max_tokens: int, temperature: float) -> dict[str, Any]:
         return {"model": self._server.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
@@ -179,19 +182,35 @@ class _Scene:
 
 
 class _Background:
-    """Streams that run inside the block, each starting anew when it has ended."""
+    """Agents that work inside the block, each asking anew when it has its answer."""
 
-    def __init__(self, count: int, stream: Any) -> None:
-        self._count = count
-        self._stream = stream
+    def __init__(self, agents: int, work: Callable[[Completion], Awaitable[None]]) -> None:
+        self.streams: list[Completion] = []
+        self._agents = agents
+        self._work = work
+        self._answered = 0
+        self._all_answered = anyio.Event()
         self._tasks = anyio.create_task_group()
 
-    async def __aenter__(self) -> list[Completion]:
-        streams: list[Completion] = []
+    async def settled(self) -> None:
+        """Return when there were as many answers as agents, or after a long wait: the crowd at the start is over."""
+        with anyio.move_on_after(SETTLE_TIMEOUT_S):
+            await self._all_answered.wait()
+
+    async def _agent(self) -> None:
+        while True:
+            answer = Completion(time.perf_counter())
+            self.streams.append(answer)
+            await self._work(answer)
+            self._answered += 1
+            if self._answered == self._agents:
+                self._all_answered.set()
+
+    async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        for _ in range(self._count):
-            self._tasks.start_soon(self._stream, streams)
-        return streams
+        for _ in range(self._agents):
+            self._tasks.start_soon(self._agent)
+        return self
 
     async def __aexit__(self, *failure: Any) -> None:
         self._tasks.cancel_scope.cancel()

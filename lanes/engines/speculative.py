@@ -244,7 +244,8 @@ class _Run:
         for ahead in range(draft_tokens):
             logits = self._draft(inputs[None], cache=self._draft_cache)[0, -1:]
             token = self._chooser.choose(logits, len(self._tokens) + ahead, self._history(drafted))
-            mx.async_eval(token)  # the device drafts while the next step's graph is built
+            # The device drafts while the next step's graph is built.
+            mx.async_eval(token)  # type: ignore[no-untyped-call]
             drafted.append(token)
             inputs = token
         return drafted

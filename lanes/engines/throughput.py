@@ -17,9 +17,10 @@ from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.engines.sampling import TokenChooser
 
-PREFILL_BATCH_SIZE = 4
+PREFILL_BATCH_SIZE = 1
 PREFILL_CHUNK_TOKENS = 64
-"""Tokens of each prompt in one step. With the batch size it bounds how long a step may hold the device."""
+"""Prompts, and tokens of each, in one step: together they bound how long a step may hold the device. On two CPU cores
+chunks of 256 tokens take a seventh less time for the same work, and make a person wait four times as long."""
 
 RESET_AFTER_SEQUENCES = 1_000
 """mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
