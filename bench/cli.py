@@ -32,6 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     mixed.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
     _add_save(mixed)
     mixed.set_defaults(run=_mixed)
+
+    overhead = benchmarks.add_parser("overhead", help="what the front door adds to a request")
+    overhead.add_argument("--requests", type=int, default=1000)
+    _add_save(overhead)
+    overhead.set_defaults(run=_overhead)
     return parser
 
 
@@ -60,6 +65,15 @@ def _mixed(arguments: argparse.Namespace) -> int:
         print(f"{'ok  ' if bar.kept else 'FAIL'} {bar.promise}: {bar.measured:g} (bound {bar.bound:g})")
     _save(arguments.save, {"load": load, "rows": rows, "bars": promises})
     return 0 if all(bar.kept for bar in promises) else 1
+
+
+def _overhead(arguments: argparse.Namespace) -> int:
+    from bench import overhead  # noqa: PLC0415
+
+    found = overhead.measure(arguments.requests)
+    print(f"{machine()}; {overhead.report(found)}")
+    _save(arguments.save, {"overhead": found})
+    return 0
 
 
 def machine() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 from anyio import to_thread
@@ -13,7 +14,7 @@ from lanes.wire import LaneSpec, ModelSpec
 from opta_router.app import build_app
 from opta_router.dispatch import Dispatcher
 from opta_router.server import ServerLimits, serve, stop_signals
-from opta_router.telemetry import start_tracing
+from opta_router.telemetry import Tracing, start_tracing
 from policies.schema import Config
 
 log = logging.getLogger(__name__)
@@ -49,9 +50,24 @@ async def run_router(config: Config, announce: Callable[[str], None]) -> None:
     Raises:
         BindError: the address cannot be listened on.
     """
+    async with _tracing(config) as tracing:
+        await _run(config, tracing, announce)
+
+
+@asynccontextmanager
+async def _tracing(config: Config) -> AsyncIterator[Tracing]:
+    """What was recorded is sent, however the router ends."""
+    tracing = start_tracing(config.telemetry)
+    try:
+        yield tracing
+    finally:
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(tracing.shutdown)
+
+
+async def _run(config: Config, tracing: Tracing, announce: Callable[[str], None]) -> None:
     supervisor = Supervisor(host_settings(config))
     dispatcher = Dispatcher(config, supervisor)
-    tracing = start_tracing(config.telemetry)
     limits = ServerLimits(
         max_connections=config.server.max_connections, drain_timeout_s=float(config.server.drain_timeout)
     )
@@ -82,4 +98,3 @@ async def run_router(config: Config, announce: Callable[[str], None]) -> None:
                 on_bound=bound,
             )
             tg.cancel_scope.cancel()
-    await to_thread.run_sync(tracing.shutdown)

@@ -10,6 +10,7 @@ NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
         "lanes.throughput.max_step_ms": "a throughput step is bounded by its number of tokens, not by its time",
         "memory.limit": "memory is not limited; models are loaded as asked",
         "memory.shed": "memory is not watched; no work is shed for it",
+        "telemetry.record_content": "prompts and answers are never recorded",
         "speculation.min_acceptance": "speculation is not switched off for a low acceptance ratio",
     }
 )

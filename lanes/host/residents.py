@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ def _pair(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Res
     from lanes.engines.throughput import ThroughputEngine  # noqa: PLC0415
     from lanes.host.models import load_pair  # noqa: PLC0415
 
+    _prepare_device()
     pair = load_pair(spec)
     usable = pair.info.same_vocabulary and pair.info.cache_trimmable
     interactive = SpeculativeEngine(
@@ -86,6 +88,19 @@ def _pair(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Res
         {"interactive": interactive, "throughput": throughput},
         lambda: (mx.get_active_memory(), mx.get_peak_memory()),
     )
+
+
+@functools.cache
+def _prepare_device() -> None:
+    """Once, on the device thread, before anything is loaded on it."""
+    import mlx.core as mx  # noqa: PLC0415
+    from vllm_mlx.mlx_streams import bind_generation_streams  # noqa: PLC0415
+
+    # Both lanes on one stream of this thread. The default is whichever thread imported mlx_lm first.
+    bind_generation_streams(["mlx_lm.generate"])
+    # mlx-lm's batch generator wires the model's memory on Metal. Together with a second model and cache eviction that
+    # has panicked whole machines (https://github.com/ml-explore/mlx/issues/3186).
+    mx.set_wired_limit = lambda limit: 0 * limit
 
 
 def _scripted(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Resident:
