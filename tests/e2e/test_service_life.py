@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.router_process import ANSWER_DEADLINE_S, router
+from tests.e2e.router_process import ANSWER_DEADLINE_S, RouterProcess, router
 
 TEXT = "/v1/completions"
 ECHO = """
@@ -106,6 +106,36 @@ def test_a_model_that_cannot_be_loaded_is_said_by_readyz_and_by_every_answer(tmp
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert running.end() == 0
+
+
+def test_while_the_engine_starts_requests_are_told_to_come_back_and_sigterm_ends_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "opta_router", "serve", "--port", str(port)]
+    log = tmp_path / "router.log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        try:
+            running = RouterProcess(process, f"http://127.0.0.1:{port}", log)
+            eventually(lambda: answers(running))
+            ready = running.get("/readyz")
+            assert (ready.status_code, ready.json()["reasons"][0]) == (503, "engine is starting")
+            answer = running.post(TEXT, {**SHORT, "model": "auto"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert running.end() == 0
+            assert process.stdout.read() == "", "it never was ready"
+        finally:
+            process.kill()
+
+
+def answers(running):
+    try:
+        return running.get("/healthz").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 # the engine's death
