@@ -1,0 +1,13 @@
+"""A pytest plugin: engines that run in pytest's own process get the BLAS that a host would get.
+
+A library is preloaded when a process starts or not at all, so pytest is started again, once, before it has done a thing.
+"""
+
+import os
+import sys
+
+from lanes.blas import preload_environment
+
+_environment = preload_environment(os.environ)
+if _environment.get("LD_PRELOAD") != os.environ.get("LD_PRELOAD"):
+    os.execve(sys.executable, sys.orig_argv, _environment)  # noqa: S606 - ourselves

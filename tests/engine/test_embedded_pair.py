@@ -1,0 +1,61 @@
+"""What is promised of the pair that ships with the package."""
+
+import ast
+
+import mlx_lm
+import pytest
+
+from lanes import embedded
+from lanes.embedded.training.measure import answer
+from lanes.engines.speculative import SpeculativeEngine
+
+MAX_PACKAGE_BYTES = 30_000_000
+MIN_ACCEPTANCE = 0.60
+PROMPTS, ANSWER_TOKENS, DRAFT_TOKENS = 10, 40, 4
+
+
+@pytest.fixture(scope="module", params=embedded.PARTS)
+def part(request):
+    return request.param
+
+
+def test_each_model_loads_with_plain_mlx_lm(part):
+    model, tokenizer = mlx_lm.load(str(embedded.path(part)))
+    assert model.args.vocab_size == len(tokenizer.get_vocab())
+    assert tokenizer.eos_token_ids == {0, 4}
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)[-1] == 3
+
+
+def test_both_together_stay_small_enough_to_ship():
+    files = [file for part in embedded.PARTS for file in embedded.path(part).iterdir()]
+    assert sum(file.stat().st_size for file in files) <= MAX_PACKAGE_BYTES
+
+
+def test_an_unknown_part_is_refused_by_name():
+    with pytest.raises(ValueError, match="embedded:middle does not exist; allowed: embedded:target, embedded:draft"):
+        embedded.path("middle")
+
+
+def test_draft_is_accepted_on_held_out_code_and_changes_nothing(pair):
+    engine = SpeculativeEngine(pair.target, pair.draft, pair.eos, DRAFT_TOKENS)
+    accepted = compared = 0
+    for held in embedded.held_out_prompts()[:PROMPTS]:
+        prompt = tuple(pair.tokenizer.encode(held.prompt))
+        plain = answer(engine, prompt, ANSWER_TOKENS, 0)
+        speculative = answer(engine, prompt, ANSWER_TOKENS, DRAFT_TOKENS)
+        assert speculative.token_ids == plain.token_ids, held.id
+        assert plain.counters.proposed == 0
+        accepted += speculative.counters.accepted
+        compared += speculative.counters.accepted + speculative.counters.rejected
+    assert accepted / compared >= MIN_ACCEPTANCE, f"{accepted} of {compared}"
+
+
+@pytest.mark.parametrize("wish", ["reverses a string", "returns the sum of a list of numbers", "reads a file"])
+def test_asked_for_a_function_it_writes_python_that_parses(pair, wish):
+    engine = SpeculativeEngine(pair.target, pair.draft, pair.eos, DRAFT_TOKENS)
+    messages = [{"role": "user", "content": f"write a function that {wish}"}]
+    prompt = tuple(pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    token_ids = answer(engine, prompt, 200, DRAFT_TOKENS).token_ids
+    assert token_ids[-1] in pair.eos
+    (function,) = ast.parse(pair.tokenizer.decode(list(token_ids[:-1]))).body
+    assert isinstance(function, ast.FunctionDef)
