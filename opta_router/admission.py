@@ -397,18 +397,12 @@ class Admission:
             return spill, "spill"
         return lane, route
 
-    def _has_room(self, queue: _LaneQueue, ask: Ask) -> bool:
-        """Whether the request would run at once, with nobody passed over."""
-        return queue.queued == 0 and self._would_run(queue, ask)
-
     def _fits(self, queue: _LaneQueue, ask: Ask) -> bool:
-        if queue.queued < queue.limits.max_queue:
-            return True
-        # A queue can be full of clients at their own bound; then a slot may be free for this one.
-        return self._would_run(queue, ask) and not self._eligible(queue)
+        return queue.queued < queue.limits.max_queue or self._has_room(queue, ask)
 
-    def _would_run(self, queue: _LaneQueue, ask: Ask) -> bool:
-        return queue.active < queue.limits.max_active and self._below_bound(ask)
+    def _has_room(self, queue: _LaneQueue, ask: Ask) -> bool:
+        """Whether the request would run at once: a slot is free, and whoever waits is at its own bound."""
+        return queue.active < queue.limits.max_active and self._below_bound(ask) and not self._eligible(queue)
 
     def _below_bound(self, ask: Ask) -> bool:
         return ask.client_max_active is None or self._client_active.get(ask.client, 0) < ask.client_max_active

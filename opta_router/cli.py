@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except policy_errors.PolicyError as exc:
         return _complain(str(exc), BAD_USAGE)
     except KeyboardInterrupt:
-        return 130
+        return FAILED
 
 
 def _complain(message: str, status: int) -> int:

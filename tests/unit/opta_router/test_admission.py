@@ -211,6 +211,14 @@ def test_auto_takes_the_interactive_lane_only_while_the_request_would_run_at_onc
     assert (ticket.lane, ticket.route, ticket.state) == (lane, route, TicketState.GRANTED)
 
 
+def test_a_client_that_waits_at_its_own_bound_does_not_make_the_lane_look_busy_to_others():
+    door = Door(interactive=(2, 4, 30.0, None))
+    for _ in range(2):
+        door.offer("a", client_max_active=1)
+    assert door.offer("a", lane="auto", client_max_active=1).route == "auto:busy"
+    assert door.offer("b", lane="auto").route == "auto:room"
+
+
 def test_what_a_full_queue_cannot_take_spills_and_the_route_says_so():
     door = Door(interactive=(1, 0, 30.0, "throughput"))
     asked = door.confirmed()
@@ -263,6 +271,14 @@ def test_a_client_with_its_part_of_the_queue_displaces_nobody():
     door.confirmed("a")
     waiting = [door.offer(client) for client in ("a", "b", "a", "b")]
     assert door.offer("b").state is TicketState.OVER
+    assert {ticket.state for ticket in waiting} == {TicketState.QUEUED}
+
+
+def test_clients_with_equal_parts_do_not_displace_each_other():
+    door = Door(interactive=(1, 3, 30.0, None))
+    door.confirmed("a")
+    waiting = [door.offer(client) for client in ("a", "b", "c")]
+    assert door.offer("d").state is TicketState.OVER
     assert {ticket.state for ticket in waiting} == {TicketState.QUEUED}
 
 

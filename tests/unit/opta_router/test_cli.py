@@ -193,6 +193,15 @@ def test_explain_refuses_what_is_no_request_with_a_2(run, body_file, body, optio
     assert said in err
 
 
+def test_an_interrupted_command_is_a_1(run, monkeypatch):
+    class Interrupted(io.StringIO):
+        def read(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    assert run("explain", "--request", "-") == (1, "", "")
+
+
 def test_explain_of_a_file_that_is_not_there_is_a_2(run):
     status, _, err = run("explain", "--request", "/no/such/file.json")
     assert status == 2
