@@ -401,8 +401,8 @@ class Admission:
         return queue.queued < queue.limits.max_queue or self._has_room(queue, ask)
 
     def _has_room(self, queue: _LaneQueue, ask: Ask) -> bool:
-        """Whether the request would run at once: a slot is free, and whoever waits is at its own bound."""
-        return queue.active < queue.limits.max_active and self._below_bound(ask) and not self._eligible(queue)
+        """Whether the request would run at once. While a slot is free, whoever waits is at its own bound."""
+        return queue.active < queue.limits.max_active and self._below_bound(ask)
 
     def _below_bound(self, ask: Ask) -> bool:
         return ask.client_max_active is None or self._client_active.get(ask.client, 0) < ask.client_max_active
