@@ -1,6 +1,6 @@
 """A pytest plugin: engines that run in pytest's own process get the BLAS that a host would get.
 
-A library is preloaded when a process starts or not at all, so pytest is started again, once, before it has done a thing.
+A library is preloaded when a process starts or not at all: pytest is started again, once, before it has done a thing.
 """
 
 import os
