@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     overhead.add_argument("--requests", type=int, default=1000)
     _add_save(overhead)
     overhead.set_defaults(run=_overhead)
+
+    identity = benchmarks.add_parser("identity", help="is the greedy answer the same, whichever way it is computed?")
+    identity.add_argument("--tokens", type=int, default=96, help="of each answer")
+    identity.add_argument("--batch", type=int, default=8)
+    _add_save(identity)
+    identity.set_defaults(run=_identity)
     return parser
 
 
@@ -74,6 +80,15 @@ def _overhead(arguments: argparse.Namespace) -> int:
     print(f"{machine()}; {overhead.report(found)}")
     _save(arguments.save, {"overhead": found})
     return 0
+
+
+def _identity(arguments: argparse.Namespace) -> int:
+    from bench import identity  # noqa: PLC0415
+
+    found = identity.measure(arguments.tokens, arguments.batch)
+    print(f"{machine()}; {arguments.tokens} tokens each\n{identity.report(found)}")
+    _save(arguments.save, {"tokens": arguments.tokens, "identity": found})
+    return 0 if all(one.same == one.of for one in found[:-1]) else 1
 
 
 def machine() -> str:
