@@ -43,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     identity.add_argument("--batch", type=int, default=8)
     _add_save(identity)
     identity.set_defaults(run=_identity)
+
+    pair = benchmarks.add_parser("pair", help="what speculation does for the embedded pair")
+    pair.add_argument("--tokens", type=int, default=96, help="of each answer")
+    pair.add_argument("--draft-lengths", type=int, nargs="+", default=[2, 4, 8])
+    _add_save(pair)
+    pair.set_defaults(run=_pair)
     return parser
 
 
@@ -89,6 +95,15 @@ def _identity(arguments: argparse.Namespace) -> int:
     print(f"{machine()}; {arguments.tokens} tokens each\n{identity.report(found)}")
     _save(arguments.save, {"tokens": arguments.tokens, "identity": found})
     return 0 if all(one.same == one.of for one in found[:-1]) else 1
+
+
+def _pair(arguments: argparse.Namespace) -> int:
+    from bench import pair  # noqa: PLC0415
+
+    found = pair.measure(arguments.tokens, arguments.draft_lengths)
+    print(f"{machine()}; {pair.report(found)}")
+    _save(arguments.save, {"tokens": arguments.tokens, "pair": found})
+    return 0 if found.promises_kept else 1
 
 
 def machine() -> str:

@@ -25,7 +25,8 @@ from bench.client import Completion, complete
 from bench.statistics import median, quantile
 from lanes import embedded
 
-MIN_ROUNDS: Final = 3
+MIN_ANSWERS: Final = 10
+MAX_BUSY_S: Final = 240.0
 SETTLE_TIMEOUT_S: Final = 45.0
 
 
@@ -118,9 +119,14 @@ class _Scene:
         """One question after the other, with a short pause to read: ``rounds`` of them, or for ``at_least_s``."""
         answers: list[Completion] = []
         started_s = time.perf_counter()
-        while len(answers) < MIN_ROUNDS or (
-            time.perf_counter() - started_s < at_least_s if at_least_s else len(answers) < self._load.rounds
-        ):
+
+        def enough() -> bool:
+            asked_s = time.perf_counter() - started_s
+            if not at_least_s:
+                return len(answers) >= self._load.rounds
+            return asked_s >= MAX_BUSY_S or (asked_s >= at_least_s and len(answers) >= MIN_ANSWERS)
+
+        while not enough():
             answers.append(await self._ask(self._load.interactive_tokens))
             await anyio.sleep(self._load.think_s)
         return answers

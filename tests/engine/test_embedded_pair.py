@@ -5,8 +5,8 @@ import ast
 import mlx_lm
 import pytest
 
+from bench.pair import answer
 from lanes import embedded
-from lanes.embedded.training.measure import answer
 from lanes.engines.speculative import SpeculativeEngine
 
 MAX_PACKAGE_BYTES = 30_000_000
