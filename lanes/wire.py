@@ -205,7 +205,7 @@ class Cancel(Message, frozen=True):
 
 
 class SetLanes(Message, frozen=True):
-    """New lane settings, in force from the next device step."""
+    """New lane weights, in force from the next device step. Other settings are those of :class:`Configure`."""
 
     lanes: dict[Lane, LaneSpec]
 

@@ -138,25 +138,23 @@ class _Inference:
             async with self._service.dispatcher.answer(arrival) as answer:
                 await answer.started()
                 if request.stream:
-                    ending = await self._streamed(facts, answer)
+                    await self._streamed(facts, answer)
                 else:
-                    ending = await self._whole(facts, answer)
-            self._trace.finished(ending)
+                    await self._whole(facts, answer)
         except RouterError as error:
             await self._failed(error)
         except Exception:
             log.exception("request %s", self._exchange.request_id)
             await self._failed(Fault("an internal error; the router's log says more under this request's id"))
 
-    async def _whole(self, facts: openai.AnswerFacts, answer: Answer) -> Ending:
+    async def _whole(self, facts: openai.AnswerFacts, answer: Answer) -> None:
         pieces: list[str] = []
         while (text := await answer.text()) is not None:
             pieces.append(text)
-        ending = _ending_of(answer)
+        ending = self._finished(answer)
         await self._exchange.respond(200, openai.encode(facts, "".join(pieces), ending), _routing(answer))
-        return ending
 
-    async def _streamed(self, facts: openai.AnswerFacts, answer: Answer) -> Ending:
+    async def _streamed(self, facts: openai.AnswerFacts, answer: Answer) -> None:
         stream = openai.StreamEncoder(facts)
         headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *_routing(answer)]
         await self._exchange.start(200, CONTENT_TYPE, headers)
@@ -174,9 +172,15 @@ class _Inference:
             if data and answer.ending is None:  # the last words go together with the end
                 await self._exchange.write(data, more=True)
                 data = b""
-        ending = _ending_of(answer)
+        ending = self._finished(answer)
         await self._exchange.write(data + stream.finish(ending), more=False)
-        return ending
+
+    def _finished(self, answer: Answer) -> Ending:
+        """Tell the trace before the last write: whoever leaves during that has not cancelled anything."""
+        if answer.ending is None:
+            raise RuntimeError("the answer has not ended")
+        self._trace.finished(answer.ending)
+        return answer.ending
 
     async def _failed(self, error: RouterError) -> None:
         """Say so: with a status if none was sent, else in the stream."""
@@ -189,12 +193,6 @@ class _Inference:
     def _sub_client(self) -> str:
         headers: dict[str, str] = self._exchange.headers
         return next((headers[name] for name in SUB_CLIENT_HEADERS if name in headers), "")[:MAX_SUB_CLIENT_CHARS]
-
-
-def _ending_of(answer: Answer) -> Ending:
-    if answer.ending is None:
-        raise RuntimeError("the answer has not ended")
-    return answer.ending
 
 
 def _routing(answer: Answer) -> list[Header]:
