@@ -139,11 +139,16 @@ class ModelSpec(msgspec.Struct, frozen=True):
 
 
 class LaneSpec(msgspec.Struct, frozen=True):
-    """One lane's settings on the device. ``max_draft_tokens`` bounds a speculative round; 0: the lane never drafts."""
+    """One lane's settings on the device.
+
+    ``max_draft_tokens`` bounds a speculative round; 0: the lane never drafts. ``max_step_s`` bounds a step while
+    another lane is in use; None: the engine's own bounds.
+    """
 
     weight: float
     max_active: int
     max_draft_tokens: int = 0
+    max_step_s: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

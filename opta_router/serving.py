@@ -31,7 +31,7 @@ def host_settings(config: Config) -> HostSettings:
                 interactive.max_active,
                 0 if speculation.mode == "off" else speculation.max_draft_tokens,
             ),
-            "throughput": LaneSpec(throughput.weight, throughput.max_active),
+            "throughput": LaneSpec(throughput.weight, throughput.max_active, max_step_s=throughput.max_step_ms / 1000),
         },
         models=tuple(
             ModelSpec(model.name, model.target, model.draft, model.preload, float(model.keep_alive))

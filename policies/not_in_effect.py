@@ -7,7 +7,6 @@ from typing import Any
 NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
         "lanes.interactive.demote_after_tokens": "a request stays in the lane that it started in",
-        "lanes.throughput.max_step_ms": "a throughput step is bounded by its number of tokens, not by its time",
         "memory.limit": "memory is not limited; models are loaded as asked",
         "memory.shed": "memory is not watched; no work is shed for it",
         "telemetry.record_content": "prompts and answers are never recorded",

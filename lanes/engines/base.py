@@ -58,12 +58,12 @@ class Engine(Protocol):
         """True if :meth:`step` would do something."""
         ...
 
-    def step(self) -> list[Emission]:
-        """Do one bounded piece of work."""
-        ...
+    def step(self, limit_s: float | None = None) -> list[Emission]:
+        """Do one bounded piece of work.
 
-    def settle(self) -> None:
-        """Wait until the device has finished what :meth:`step` started, so that its time can be booked."""
+        With ``limit_s`` somebody waits for the device: the step should hold it for no longer than that, and what it
+        started has finished when it returns. Without, it is as large as is efficient, and may leave work under way.
+        """
         ...
 
     def active(self) -> int:

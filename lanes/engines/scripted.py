@@ -83,7 +83,7 @@ class ScriptedEngine:
         """See :class:`lanes.engines.base.Engine`."""
         return len(self._specs)
 
-    def step(self) -> list[Emission]:
+    def step(self, limit_s: float | None = None) -> list[Emission]:
         """``tokens_per_step`` tokens for every sequence, as a batch would give them."""
         if self._step_s:
             time.sleep(self._step_s)
@@ -92,9 +92,6 @@ class ScriptedEngine:
             if emission.finish is not None:
                 self.cancel(emission.request_id)
         return emissions
-
-    def settle(self) -> None:
-        """Nothing runs ahead."""
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""

@@ -73,8 +73,8 @@ class SpeculativeEngine:
         """See :class:`lanes.engines.base.Engine`."""
         return len(self._runs)
 
-    def step(self) -> list[Emission]:
-        """One prefill chunk or one round of the sequence whose turn it is."""
+    def step(self, limit_s: float | None = None) -> list[Emission]:
+        """One prefill chunk or one round of the sequence whose turn it is; ends with its tokens read."""
         request_id = self._turns[0]
         self._turns.rotate(-1)
         try:
@@ -87,9 +87,6 @@ class SpeculativeEngine:
         if emission.finish is not None or emission.error is not None:
             self.cancel(request_id)
         return [emission]
-
-    def settle(self) -> None:
-        """Nothing to wait for: every step ends with its tokens read."""
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""

@@ -7,6 +7,7 @@ and the real choice is made in a logits processor of its own, whose scores' larg
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -15,12 +16,15 @@ import mlx.core as mx
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines.base import Emission, SequenceSpec
+from lanes.engines.prefill_chunk import SIZES, UNMEASURED_TOKENS, PrefillChunk
 from lanes.engines.sampling import TokenChooser
 
-PREFILL_BATCH_SIZE = 1
-PREFILL_CHUNK_TOKENS = 64
-"""Prompts, and tokens of each, in one step: together they bound how long a step may hold the device. On two CPU cores
-chunks of 256 tokens take a seventh less time for the same work, and make a person wait four times as long."""
+PREFILL_BATCH_SIZE = 4
+"""Prompts in one step while nobody waits for the device; one at a time otherwise."""
+
+UNDISTURBED_STEP_S = 0.25
+"""How long a step may be while nobody waits: whoever comes next waits for its end. On two CPU cores chunks of 256
+tokens take a seventh less time for the same work than chunks of 64, and larger ones hardly less."""
 
 RESET_AFTER_SEQUENCES = 1_000
 """mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
@@ -43,7 +47,7 @@ class ThroughputEngine:
                 max_num_seqs=max_active,
                 completion_batch_size=max_active,
                 prefill_batch_size=min(PREFILL_BATCH_SIZE, max_active),
-                prefill_step_size=PREFILL_CHUNK_TOKENS,
+                prefill_step_size=UNMEASURED_TOKENS,
                 enable_prefix_cache=False,
             ),
         )
@@ -52,6 +56,7 @@ class ThroughputEngine:
         self._scheduler_ids: dict[str, str] = {}
         self._request_ids: dict[str, str] = {}
         self._aborted: set[str] = set()
+        self._chunk = PrefillChunk()
         self._since_reset = 0
 
     def add(self, spec: SequenceSpec) -> None:
@@ -89,10 +94,10 @@ class ThroughputEngine:
         """See :class:`lanes.engines.base.Engine`."""
         return len(self._request_ids)
 
-    def step(self) -> list[Emission]:
+    def step(self, limit_s: float | None = None) -> list[Emission]:
         """One decode step of the whole batch and one prefill chunk of the sequences that join it."""
         emissions = []
-        for output in self._scheduler.step().outputs:
+        for output in self._measured_step(limit_s):
             if output.finished:
                 self._scheduler.remove_finished_request(output.request_id)
             request_id = self._request_ids.get(output.request_id)
@@ -117,10 +122,25 @@ class ThroughputEngine:
             self._since_reset = 0
         return emissions
 
-    def settle(self) -> None:
-        """Wait for the decode step that the scheduler dispatched ahead."""
-        # Looked up each time, for a thread may rebind it; `mlx_lm.generate` itself names a function of that module.
-        mx.synchronize(import_module("mlx_lm.generate").generation_stream)
+    def _measured_step(self, limit_s: float | None) -> list[Any]:
+        """A step of the scheduler, its prefill sized for ``limit_s``."""
+        batch = self._scheduler.batch_generator  # None before the first step, and after a reset
+        prompts = 1 if limit_s is not None else PREFILL_BATCH_SIZE
+        tokens = self._chunk.choose(UNDISTURBED_STEP_S if limit_s is None else limit_s)
+        if batch is not None:
+            batch.prefill_batch_size = prompts
+            batch.prefill_step_size = max(tokens // prompts, 1)
+            batch._prompt_batch.prefill_step_size = SIZES[-1]  # or it cuts the chunk again, into those of the start
+        prefilled_before = _prefilled_tokens(batch)
+        started_s = time.perf_counter()
+        outputs = self._scheduler.step().outputs
+        if limit_s is not None:
+            # The decode step that was dispatched ahead. Looked up each time, for a thread may rebind the stream, and
+            # by name, for `mlx_lm.generate` is also a function.
+            mx.synchronize(import_module("mlx_lm.generate").generation_stream)
+        prefilled = _prefilled_tokens(self._scheduler.batch_generator) - prefilled_before
+        self._chunk.observe(max(prefilled, 0), time.perf_counter() - started_s)
+        return list(outputs)
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""
@@ -128,6 +148,11 @@ class ThroughputEngine:
         self._scheduler_ids.clear()
         self._request_ids.clear()
         self._aborted.clear()
+
+
+def _prefilled_tokens(batch: Any | None) -> int:
+    """Prompt tokens that mlx-lm's batch generator has processed: its own count, for its `stats`."""
+    return 0 if batch is None else int(batch._prompt_tokens_counter)
 
 
 class _Processor:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 1.0
 
+PRESENCE_S: Final = 5.0
+"""How long a lane that has had work is expected back: a person reads an answer, and asks again."""
+
 
 class Load(msgspec.Struct, frozen=True):
     """Make a model resident."""
@@ -86,6 +89,7 @@ class DeviceThread:
         self._engines: dict[str, Engine] = {}
         self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
         self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
+        self._stepped_s: dict[wire.Lane, float] = {}
         self._memory: Memory | None = None
         self._heartbeat_due_s = 0.0
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -183,13 +187,13 @@ class DeviceThread:
         engine = resident.engines[lane]
         started_s = time.perf_counter()
         try:
-            emissions = engine.step()
-            if len(self._backlogged()) > 1:
-                engine.settle()  # or the other lane would wait for, and be charged with, work that runs ahead
+            emissions = engine.step(self._limit_s(lane, started_s))
         except Exception as exc:
             log.exception("a step of the %s lane failed", lane)
             emissions = self._fail_all(engine, f"{type(exc).__name__}: {exc}")
-        elapsed_s = time.perf_counter() - started_s
+        ended_s = time.perf_counter()
+        elapsed_s = ended_s - started_s
+        self._stepped_s[lane] = ended_s
         self._arbiter.charge(lane, elapsed_s)
         self._device_s[lane] += elapsed_s
         self._steps[lane] += 1
@@ -199,6 +203,12 @@ class DeviceThread:
                 self._engines.pop(emission.request_id, None)
         if emissions:
             self._publish([*emissions])
+
+    def _limit_s(self, lane: wire.Lane, now_s: float) -> float | None:
+        """The lane's bound if somebody of another lane is there: has work, or had some a moment ago."""
+        others_s = (stepped_s for other, stepped_s in self._stepped_s.items() if other != lane)
+        there = len(self._backlogged()) > 1 or any(now_s - stepped_s < PRESENCE_S for stepped_s in others_s)
+        return self._lanes[lane].max_step_s if there else None
 
     def _turn(self, lane: wire.Lane) -> Resident:
         """The model of ``lane`` that has waited longest for its step."""

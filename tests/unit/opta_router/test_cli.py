@@ -108,12 +108,12 @@ def test_check_as_json_is_the_whole_configuration_without_its_secrets(run, confi
 
 
 def test_check_says_what_of_a_file_has_no_effect(run, config_file):
-    file = config_file("lanes: {throughput: {max_step_ms: 20}}")
+    file = config_file("lanes: {interactive: {demote_after_tokens: 20}}")
     status, out, _ = run("check", "--config", file)
     assert status == 0
-    assert "not in effect: lanes.throughput.max_step_ms: " in out
+    assert "not in effect: lanes.interactive.demote_after_tokens: " in out
     _, as_json, _ = run("check", "--json", "--config", file)
-    assert list(json.loads(as_json)["not_in_effect"]) == ["lanes.throughput.max_step_ms"]
+    assert list(json.loads(as_json)["not_in_effect"]) == ["lanes.interactive.demote_after_tokens"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The documents hold to the code, and the code to the documents."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main as bench
+from opta_router.cli import main
+from policies.load import DEFAULT_FILE, load
+from policies.not_in_effect import NOT_IN_EFFECT
+from policies.schema import plain
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def _commands(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(["--help"])
+    assert stopped.value.code == 0
+    return re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_readme_names_every_command(capsys):
+    commands = _commands(main, capsys)
+    assert commands == ["serve", "check", "probe", "explain", "key", "bench"]
+    assert [command for command in commands if command not in README] == []
+
+
+def test_readme_names_every_benchmark(capsys):
+    benchmarks = _commands(bench, capsys)
+    assert "mixed" in benchmarks
+    assert [name for name in benchmarks if f"bench {name}" not in README] == []
+
+
+def test_readme_names_every_folder():
+    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+    assert [folder for folder in [*packages, "deploy"] if f"`{folder}`" not in README] == []
+
+
+def test_figures_that_the_documents_cite_are_there():
+    cited = set()
+    for document in ("README.md", "lanes/embedded/TRAINING.md", "policies/speculation.yaml"):
+        cited |= set(re.findall(r"bench/results/[\w.-]+", (ROOT / document).read_text("utf-8")))
+    assert cited
+    assert [file for file in cited if not (ROOT / file).is_file()] == []
+
+
+def test_what_is_not_in_effect_is_a_key_of_the_shipped_configuration():
+    written = DEFAULT_FILE.read_text("utf-8")
+    for key_path in NOT_IN_EFFECT:
+        here = plain(load())
+        for key in key_path.split("."):
+            here = here[key]
+        assert re.search(rf"^\s*{key_path.rpartition('.')[2]}:", written, re.MULTILINE), key_path
+
+
+def test_the_configuration_to_start_from_is_valid(capsys):
+    assert main(["check", "--config", str(ROOT / "deploy" / "opta.yaml")]) == 0
+    assert "not in effect" not in capsys.readouterr().out
