@@ -1,9 +1,10 @@
 """``bench mixed``: one person asks again and again while background streams keep the other lane full.
 
-The person asks short questions; the background streams are agents, each call of which carries a context of many tokens
-and wants a short answer. Each server goes through the same three phases on the same prompts: the person alone, the
-background alone, both. Every prompt begins with a line of its own, so that nobody's prefix cache helps. Tokens are
-counted by encoding the text that arrived with the pair's tokenizer, for every server alike.
+The person asks short questions, at random times so as not to fall in step with the server; the background streams are
+agents, each call of which carries a context of many tokens and wants a short answer. Each server goes through the same
+three phases on the same prompts: the person alone, the background alone, both. Every prompt begins with a line of its
+own, so that nobody's prefix cache helps. Tokens are counted by encoding the text that arrived with the pair's
+tokenizer, for every server alike.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from bench.statistics import median, quantile
 from lanes import embedded
 
 MIN_ANSWERS: Final = 10
-MAX_BUSY_S: Final = 240.0
-SETTLE_TIMEOUT_S: Final = 45.0
+MAX_BUSY_S: Final = 120.0
+SETTLE_TIMEOUT_S: Final = 30.0
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     background_prompt_tokens: int = 1024
     background_tokens: int = 128
     solo_s: float = 30.0
-    think_s: float = 0.25
+    think_s: float = 1.0
     weights: tuple[float, float] = (8.0, 1.0)
     seed: int = 1
 
@@ -116,7 +117,8 @@ class _Scene:
             await self._ask(16)
 
     async def person(self, at_least_s: float = 0.0) -> list[Completion]:
-        """One question after the other, with a short pause to read: ``rounds`` of them, or for ``at_least_s``."""
+        """One question after the other, with a pause to read: ``rounds`` of them, or for ``at_least_s``."""
+        pauses = random.Random(self._load.seed)
         answers: list[Completion] = []
         started_s = time.perf_counter()
 
@@ -128,7 +130,7 @@ class _Scene:
 
         while not enough():
             answers.append(await self._ask(self._load.interactive_tokens))
-            await anyio.sleep(self._load.think_s)
+            await anyio.sleep(pauses.expovariate(1 / self._load.think_s))
         return answers
 
     async def background_alone(self) -> float:

@@ -28,8 +28,8 @@ from lanes.wire import FinishReason, Sampling, SpecCounters
 log = logging.getLogger(__name__)
 
 PREFILL_CHUNK_TOKENS = 256
-LAST_CHUNK_TOKENS = 64
-"""The last chunk is computed with logits for all its rows, which a long chunk would pay for in the output layer."""
+LAST_CHUNK_TOKENS = 128
+"""The last chunk is computed with logits for all its rows: a tenth more work, and for a short prompt one pass less."""
 
 CALIBRATION_ROUNDS = 2
 _GREEDY = Sampling(temperature=0.0)
