@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     mixed = benchmarks.add_parser("mixed", help="one person and a full background lane, on one device")
     mixed.add_argument("--background", type=int, default=8, help="background streams")
-    mixed.add_argument("--context", type=int, default=1024, metavar="TOKENS", help="prompt of a background request")
+    mixed.add_argument("--context", type=int, default=2000, metavar="TOKENS", help="prompt of a background request")
     mixed.add_argument("--rounds", type=int, default=16, help="questions to the idle server")
     mixed.add_argument("--seconds", type=float, default=60.0, help="how long the person asks the busy server")
     mixed.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))

@@ -27,7 +27,7 @@ from bench.statistics import median, quantile
 from lanes import embedded
 
 MIN_ANSWERS: Final = 10
-MAX_BUSY_S: Final = 120.0
+MAX_BUSY_S: Final = 180.0
 SETTLE_TIMEOUT_S: Final = 30.0
 
 
@@ -39,7 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: float = 60.0
     interactive_prompt_tokens: int = 64
     interactive_tokens: int = 64
-    background_prompt_tokens: int = 1024
+    background_prompt_tokens: int = 2000
     background_tokens: int = 128
     solo_s: float = 30.0
     think_s: float = 1.0
