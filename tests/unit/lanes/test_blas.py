@@ -1,6 +1,8 @@
 """Finding OpenBLAS on a Linux CPU."""
 
+import ctypes
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +44,21 @@ def test_the_threaded_build_is_preferred(tmp_path):
     assert blas.find_openblas(tmp_path) == threaded
 
 
+def test_without_one_the_one_in_a_wheel_will_do(tmp_path):
+    bundled = library(tmp_path, "opencv_python.libs/libopenblasp-r0-59ffcd50.3.15.so")
+    assert blas.find_openblas(tmp_path / "usr", tmp_path) == bundled
+    installed = library(tmp_path / "usr", "lib64/libopenblas.so.0")
+    assert blas.find_openblas(tmp_path / "usr", tmp_path) == installed
+
+
+def test_this_environment_has_one_that_can_be_loaded():
+    bundled = blas.find_openblas(Path("/nowhere"))
+    assert bundled is not None
+    assert hasattr(ctypes.CDLL(str(bundled)), "cblas_sgemm")
+
+
 def test_none_where_there_is_none_and_then_the_environment_stays(tmp_path, nothing_installed, monkeypatch):
-    assert blas.find_openblas(tmp_path) is None
+    assert blas.find_openblas(tmp_path, tmp_path) is None
     monkeypatch.setattr(blas, "find_openblas", lambda: None)
     assert blas.preload_environment({"A": "1"}) == {"A": "1"}
 
