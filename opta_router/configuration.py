@@ -124,10 +124,10 @@ class Configuration:
                 self.last_refusal = Refusal(self._now_s(), exc)
                 log.error("not reloaded, the old configuration stays: %s", exc)  # noqa: TRY400 - the operator's mistake
                 raise
-        self._warn(loaded)
-        self.loaded_at_s = self._now_s()
-        self.last_refusal = None
-        self._take(result)
+            self._warn(loaded)
+            self.loaded_at_s = self._now_s()
+            self.last_refusal = None
+            self._take(result)
         log.info("reloaded: %s", ", ".join(result.changed) or "nothing changes")
         if result.needs_restart:
             log.warning("changed, and waiting for a restart: %s", ", ".join(result.needs_restart))

@@ -43,7 +43,10 @@ async def watch_file(configuration: Configuration) -> None:
     settling = Settling(configuration.handled_state)
     while True:
         await anyio.sleep(LOOK_EVERY_S)
-        state = await to_thread.run_sync(configuration.file_state, abandon_on_cancel=True)
+        try:
+            state = await to_thread.run_sync(configuration.file_state, abandon_on_cancel=True)
+        except RuntimeError:  # there is no thread to be had now; the requests that run matter more
+            continue
         if settling.settled(state, configuration.handled_state):
             await _reload(configuration, "the configuration's file has changed")
 

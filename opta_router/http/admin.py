@@ -97,10 +97,8 @@ async def _set_lane(request: Request, service: Service, who: str) -> Response:
         result = service.configuration.set_lane(lane, settings)
     except ConfigError as error:
         return _refused(error, 409 if isinstance(error, RestartRequired) else 400)
-    view = _lane_view(service, lane)
-    now = ", ".join(f"{name} {getattr(view, name):g}" for name in LANE_SETTINGS)
-    audit.info("lane %s: %s; changed by %s: %s", lane, now, who, _named(result))
-    return _json(view)
+    audit.info("lane %s: %s by %s: %s", lane, msgspec.json.encode(settings).decode(), who, _named(result))
+    return _json(_lane_view(service, lane))
 
 
 async def _reload(_request: Request, service: Service, who: str) -> Response:

@@ -271,7 +271,7 @@ def test_only_the_admin_key_administers_and_who_did_what_is_logged_without_keys(
         as_client = running.post(TEXT, SHORT, authorization=f"Bearer {ADMIN_KEY}")
         assert as_client.status_code == 401, "the admin is no client"
         log = running.log.read_text()
-    assert log.count("lane interactive: weight 5, max_active 1, max_queue 4, queue_timeout 60; changed by") == 2
+    assert log.count('lane interactive: {"weight":5} by the admin key, from 127.0.0.1: lanes.interactive.weight') == 2
     assert log.count("reload by the admin key, from 127.0.0.1: lanes.interactive.weight") == 2
     assert "PATCH /admin/lanes/{lane} from 127.0.0.1: refused: invalid_api_key" in log
     assert all(key not in log for key in (ADMIN_KEY, CLIENT_KEY, "opta-mistyped"))
