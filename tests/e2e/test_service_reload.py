@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import threading
 import time
@@ -115,14 +116,24 @@ def test_whoever_waits_is_started_by_a_slot_that_was_not_there_when_it_came(echo
     assert waited[0].json()["choices"][0]["text"] == "abab"
 
 
-def test_the_devices_time_follows_the_weights_while_both_lanes_have_work(echo):
-    def given(name):
-        return lane(echo, name)["device_s"] or 0.0
+def device_s(running, name):
+    return lane(running, name)["device_s"] or 0.0
 
+
+def test_the_devices_time_follows_the_weights_while_both_lanes_have_work(echo):
     with streaming(echo, "interactive", 1_000_000), streaming(echo, "throughput", 1_000_000):
-        eventually(lambda: given("interactive") > 4 * given("throughput") > 0)
+        eventually(lambda: device_s(echo, "interactive") > 4 * device_s(echo, "throughput") > 0)
         patch(echo, "throughput", {"weight": 1000})
-        eventually(lambda: given("throughput") > given("interactive"))
+        eventually(lambda: device_s(echo, "throughput") > device_s(echo, "interactive"))
+
+
+def test_the_host_that_follows_a_dead_one_has_the_weights_in_force(echo):
+    patch(echo, "throughput", {"weight": 1000})
+    os.kill(echo.host_pid(), signal.SIGKILL)
+    eventually(lambda: "host lost" in echo.log.read_text())
+    eventually(lambda: echo.get("/readyz").status_code == 200)
+    with streaming(echo, "interactive", 1_000_000), streaming(echo, "throughput", 1_000_000):
+        eventually(lambda: device_s(echo, "throughput") > device_s(echo, "interactive") > 0)
 
 
 def test_a_file_that_flips_between_good_and_bad_fails_no_request(echo):
