@@ -23,7 +23,7 @@ def held_out(pair):
     return [tuple(pair.tokenizer.encode(held.prompt)[:PROMPT_TOKENS]) for held in embedded.held_out_prompts()]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _every_round_drafts_all_it_may():
     """How much to draft follows from measured seconds; here it must not, or no two runs would test the same."""
     with pytest.MonkeyPatch.context() as patch:
