@@ -48,7 +48,10 @@ class LaneLimits(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request wants. ``lane`` may be ``auto``; ``route`` names the rule that chose it."""
+    """What a request wants. ``lane`` may be ``auto``; ``route`` names the rule that chose it.
+
+    ``timeout_s`` is how long the client would wait for its turn; None: as long as the lane allows.
+    """
 
     lane: Lane | Literal["auto"]
     route: str
@@ -56,6 +59,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     sub_client: str = ""
     client_weight: float = 1.0
     client_max_active: int | None = None
+    timeout_s: float | None = None
 
 
 class TicketState(StrEnum):
@@ -140,11 +144,14 @@ class _DrainRate:
         self._seconds = self._seconds * decay + elapsed_s
         self._full_since_s = now_s
 
+    def wait_s(self, turns: float) -> float | None:
+        """When ``turns`` slots will have come free; None before any has."""
+        return turns * self._seconds / self._slots if self._slots else None
+
     def retry_after_s(self, waiting: int) -> int:
-        """When ``waiting`` slots will have come free, in whole seconds that a client will accept."""
-        if self._slots == 0:
-            return UNMEASURED_RETRY_S
-        return max(MIN_RETRY_S, min(MAX_RETRY_S, math.ceil(waiting * self._seconds / self._slots)))
+        """The same in whole seconds that a client will accept."""
+        wait_s = self.wait_s(waiting)
+        return UNMEASURED_RETRY_S if wait_s is None else max(MIN_RETRY_S, min(MAX_RETRY_S, math.ceil(wait_s)))
 
 
 class _Flows:
@@ -269,6 +276,15 @@ class _LaneQueue:
         client = max(parts, key=lambda key: parts[key], default=None)
         return self.clients[client] if client is not None and parts[client] > limit else None
 
+    def turns_until(self, newcomer: Ask) -> float:
+        """Slots that come free until it is ``newcomer``'s turn: its client's share of them serves its own queue."""
+        own = self.clients.get(newcomer.client)
+        others = sum(
+            queue.last().ask.client_weight for client, queue in self.clients.items() if client != newcomer.client
+        )
+        ahead = own.size if own is not None else 0
+        return min((ahead + 1) * (1 + others / newcomer.client_weight), self.queued + 1)
+
     def retry_after_s(self) -> int:
         return self.rate.retry_after_s(self.queued + 1)
 
@@ -296,12 +312,20 @@ class Admission:
         self._draining = False
 
     def offer(self, ask: Ask, now_s: float) -> tuple[Ticket, list[Effect]]:
-        """A new request: its ticket is granted, queued or rejected; another's may be rejected in its place."""
+        """A new request: its ticket is granted, queued or rejected; another's may be rejected in its place.
+
+        Who would, by the lane's measured rate, wait in vain is rejected at once.
+        """
         lane, route = self._placed(ask)
         queue = self._lanes[lane]
-        ticket = Ticket(ask, lane, route, now_s, now_s + queue.limits.queue_timeout_s)
+        timeout_s = queue.limits.queue_timeout_s
+        if ask.timeout_s is not None:
+            timeout_s = min(timeout_s, ask.timeout_s)
+        ticket = Ticket(ask, lane, route, now_s, now_s + timeout_s)
         if self._draining:
             return ticket, [self._reject(ticket, "draining")]
+        if not self._has_room(queue, ask) and (queue.rate.wait_s(queue.turns_until(ask)) or 0.0) > timeout_s:
+            return ticket, [self._reject(ticket, "deadline")]
         effects: list[Effect] = []
         if not self._fits(queue, ask):
             greediest = queue.greediest_but(ask) if queue.limits.max_queue else None

@@ -53,7 +53,8 @@ class Engine(Protocol):
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """A classified request. ``arrived_s`` is the dispatcher's clock when its headers were in.
 
-    ``config`` was in force then, and is this request's to its end.
+    ``config`` was in force then, and is this request's to its end. ``timeout_s`` is how long, from then, the client
+    would wait for its turn; None: as long as the lane allows.
     """
 
     request: GenerationRequest
@@ -62,6 +63,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     sub_client: str
     trace: RequestTrace
     arrived_s: float
+    timeout_s: float | None = None
 
 
 class _Seat:
@@ -328,7 +330,7 @@ def _limits(config: Config) -> dict[wire.Lane, LaneLimits]:
 
 def _ask(arrival: Arrival) -> Ask:
     verdict = arrival.verdict
-    ask = Ask(lane=verdict.lane, route=verdict.route, sub_client=arrival.sub_client)
+    ask = Ask(lane=verdict.lane, route=verdict.route, sub_client=arrival.sub_client, timeout_s=arrival.timeout_s)
     client = verdict.client
     if client is None:
         return ask
@@ -358,8 +360,8 @@ def _not_now(rejected: Rejected) -> errors.NotNow:
         case "queue_full":
             return errors.QueueFull(f"the {lane} lane's queue is full", retry_after_s=retry_s)
         case "deadline":
-            waited = "the request waited for its turn as long as this lane allows"
-            return errors.DeadlineExceeded(f"the {lane} lane is busy: {waited}", retry_after_s=retry_s)
+            late = "the request's turn does not come within the time that the lane, or the client, allows"
+            return errors.DeadlineExceeded(f"the {lane} lane is busy: {late}", retry_after_s=retry_s)
         case "draining":
             return errors.Draining("the router is shutting down", retry_after_s=retry_s)
 

@@ -19,6 +19,7 @@ InvalidCode: TypeAlias = Literal[
     "context_length_exceeded",
     "invalid_prompt",
     "invalid_request_id",
+    "invalid_timeout",
 ]
 
 
@@ -128,7 +129,7 @@ class QueueFull(NotNow):
 
 
 class DeadlineExceeded(NotNow):
-    """The request waited in its lane's queue for as long as the lane allows."""
+    """The request's turn did not come, or would not come, within the time that its lane or its client allows."""
 
     code = "deadline"
 

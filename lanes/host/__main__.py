@@ -19,8 +19,9 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the router's to handle
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("vllm_mlx", "transformers", "huggingface_hub", "httpx"):
+    for noisy in ("vllm_mlx", "huggingface_hub", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of long prompts, which are refused anyway
     return anyio.run(_serve, sys.argv[1], os.environ.pop(TOKEN_VARIABLE))
 
 

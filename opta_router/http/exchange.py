@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from typing import Final
@@ -39,6 +40,24 @@ class Exchange:
         if given is not None and not _is_request_id(given):
             allowed = f"1 to {MAX_REQUEST_ID_CHARS} visible ASCII characters"
             raise InvalidRequest("invalid_request_id", f"X-Request-Id: allowed is {allowed}", param="X-Request-Id")
+
+    def timeout_s(self) -> float | None:
+        """How long the client would wait for its turn, from ``X-Request-Timeout``; None if it does not say.
+
+        Raises:
+            InvalidRequest: it is not a number of seconds.
+        """
+        given = self.headers.get("x-request-timeout")
+        if given is None:
+            return None
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            message = "X-Request-Timeout: allowed is a number of seconds above 0"
+            raise InvalidRequest("invalid_timeout", message, param="X-Request-Timeout")
+        return seconds
 
     async def json_body(self) -> bytes:
         """The whole body, which the middleware has read already.

@@ -74,6 +74,7 @@ class _Inference:
         self._exchange = exchange
         self._trace = trace
         self._arrived_s = service.dispatcher.now_s()
+        self._timeout_s: float | None = None
         self._stream: openai.StreamEncoder | None = None
 
     async def run(self, decode: Decode) -> None:
@@ -102,6 +103,7 @@ class _Inference:
         """
         exchange, config = self._exchange, self._config
         exchange.check_request_id()
+        self._timeout_s = exchange.timeout_s()
         client = authenticate(config.clients, exchange.headers)
         body = await exchange.json_body()
         request = decode(body, frozenset(hint.body for hint in config.hints if hint.body is not None))
@@ -126,6 +128,7 @@ class _Inference:
             sub_client=self._sub_client(),
             trace=self._trace,
             arrived_s=self._arrived_s,
+            timeout_s=self._timeout_s,
         )
         facts = openai.AnswerFacts(
             operation=request.operation,

@@ -174,3 +174,16 @@ async def test_an_echo_streams_its_prompt_token_by_token(http):
     texts = [json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks]
     assert ("".join(texts), done) == ("hello", "[DONE]")
     assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_a_client_says_how_long_it_would_wait_for_its_turn(http):
+    async with holding(http, "interactive"):
+        headers = {"X-Opta-Lane": "interactive", "X-Request-Timeout": "0.2"}
+        check_not_now(await http.post(TEXT, json=SHORT, headers=headers), 503, "deadline")
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "inf", "nan"])
+async def test_a_wait_that_is_not_a_number_of_seconds_is_refused_by_name(http, given):
+    answer = await http.post(TEXT, json=SHORT, headers={"X-Request-Timeout": given})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_timeout", "X-Request-Timeout")

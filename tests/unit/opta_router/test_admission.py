@@ -463,3 +463,63 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=60)
+
+
+def a_lane_that_gives_back_a_slot_every(seconds, waiting=6):
+    """A door with one interactive slot, taken, whose last five holders kept it for so long each."""
+    door = Door(interactive=(1, 100, 300.0, None))
+    holder = door.confirmed("flood")
+    for _ in range(5 + waiting):
+        door.offer("flood")
+    for _ in range(5):
+        door.now_s += seconds
+        door.release(holder)
+        holder = door.granted[-1].ticket
+        door.admission.confirm(holder)
+    return door
+
+
+def test_a_client_that_will_not_wait_so_long_leaves_the_queue_when_it_said():
+    door = Door()
+    door.confirmed("one")
+    door.offer("two", timeout_s=3.0)
+    door.now_s += 2.9
+    door.perform(door.admission.expire(door.now_s))
+    assert door.rejected == []
+    door.now_s += 0.2
+    door.perform(door.admission.expire(door.now_s))
+    assert [rejected.code for rejected in door.rejected] == ["deadline"]
+
+
+def test_a_client_cannot_wait_for_longer_than_the_lane_allows():
+    door = Door()
+    door.confirmed("one")
+    assert door.offer("two", timeout_s=10_000.0).deadline_s == door.now_s + 30.0
+
+
+def test_who_would_wait_in_vain_is_told_at_once_and_when_to_come_back():
+    door = a_lane_that_gives_back_a_slot_every(10.0)
+    ticket = door.offer("flood", timeout_s=30.0)
+    assert ticket.state is TicketState.OVER
+    (rejected,) = door.rejected
+    assert rejected.code == "deadline"
+    assert rejected.retry_after_s == MAX_RETRY_S
+    assert door.offer("flood", timeout_s=100.0).state is TicketState.QUEUED
+
+
+def test_somebody_elses_queue_is_not_counted_against_a_client_with_none():
+    door = a_lane_that_gives_back_a_slot_every(10.0)
+    assert door.offer("other", timeout_s=30.0).state is TicketState.QUEUED
+    assert door.offer("other", timeout_s=30.0).state is TicketState.OVER
+
+
+def test_before_anything_was_measured_nobody_is_sent_away_for_a_guess():
+    door = Door()
+    door.confirmed("one")
+    assert door.offer("two", timeout_s=0.001).state is TicketState.QUEUED
+
+
+def test_where_a_slot_is_free_no_deadline_is_too_short():
+    door = a_lane_that_gives_back_a_slot_every(10.0, waiting=0)
+    door.release(door.granted[-1].ticket)
+    assert door.offer("other", timeout_s=0.001).state is TicketState.GRANTED
