@@ -11,39 +11,44 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from opta_router.configuration import Configuration
 from opta_router.dialects import openai
 from opta_router.dispatch import Dispatcher, Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
-from opta_router.http import health, inference, models
+from opta_router.http import admin, health, inference, models
 from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
 from opta_router.telemetry import Tracing
-from policies.schema import Config
 
 log = logging.getLogger(__name__)
 
 
-def build_app(config: Config, engine: Engine, dispatcher: Dispatcher, tracing: Tracing) -> ASGIApp:
+def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatcher, tracing: Tracing) -> ASGIApp:
     """The application to serve. ``engine`` must be running, or start; until it is ready, requests are a 503."""
     app = Starlette(
         routes=_routes(),
         exception_handlers={RouterError: _router_error, HTTPException: _http_error, Exception: _fault},
     )
     app.state.service = Service(
-        config=config, engine=engine, dispatcher=dispatcher, tracing=tracing, started_s=int(time.time())
+        configuration=configuration,
+        engine=engine,
+        dispatcher=dispatcher,
+        tracing=tracing,
+        started_s=int(time.time()),
     )
+    server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(
         app,
-        max_body_bytes=int(config.server.max_body),
-        read_timeout_s=float(config.server.body_timeout),
+        max_body_bytes=int(server.max_body),
+        read_timeout_s=float(server.body_timeout),
         render_error=openai.render_refusal,
     )
     return HostGuard(
         limited,
-        bound_host=config.server.host,
-        allowed_hosts=config.server.allowed_hosts,
-        allowed_origins=config.server.allowed_origins,
+        bound_host=server.host,
+        allowed_hosts=server.allowed_hosts,
+        allowed_origins=server.allowed_origins,
         render_error=openai.render_refusal,
     )
 
@@ -56,6 +61,7 @@ def _routes() -> list[BaseRoute]:
         Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
         Route("/healthz", health.healthz, methods=["GET"]),
         Route("/readyz", health.readyz, methods=["GET"]),
+        *admin.routes(),
     ]
 
 

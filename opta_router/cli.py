@@ -22,7 +22,7 @@ from opta_router.service import VERSION
 from policies import errors as policy_errors
 from policies.classify import RequestFacts, classify
 from policies.explain import explain
-from policies.load import load_with_source, with_overrides
+from policies.load import load_with_source
 from policies.not_in_effect import not_in_effect
 from policies.schema import Config, plain
 
@@ -95,26 +95,29 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     # Here, because the other commands need neither a server nor a host.
+    from opta_router.configuration import Configuration, Origin  # noqa: PLC0415
     from opta_router.server import BindError  # noqa: PLC0415
     from opta_router.serving import run_router  # noqa: PLC0415
 
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    loaded = load_with_source(arguments.config)
-    config = with_overrides(
-        loaded.config, target=arguments.model, draft=arguments.draft, host=arguments.host, port=arguments.port
+    configuration = Configuration(
+        Origin(
+            file=arguments.config,
+            target=arguments.model,
+            draft=arguments.draft,
+            host=arguments.host,
+            port=arguments.port,
+        )
     )
-    if arguments.config is not None:
-        for key_path, why in not_in_effect(loaded.written):
-            logging.getLogger(__name__).warning("%s: not in effect: %s", key_path, why)
 
     def announce(url: str) -> None:
-        names = ", ".join(model.name for model in config.models)
+        names = ", ".join(model.name for model in configuration.in_force.models)
         print(f"opta-router {VERSION} answers at {url} ({names})", flush=True)
 
     try:
-        anyio.run(run_router, config, announce)
+        anyio.run(run_router, configuration, announce)
     except ExceptionGroup as group:
         unbound, rest = group.split(BindError)
         if unbound is None or rest is not None:

@@ -39,6 +39,7 @@ class Engine(Protocol):
 
     models: dict[str, wire.ModelInfo]
     load_failures: dict[str, str]
+    stats: wire.Stats | None
 
     def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
         """Hand a request over. Raises HostUnavailable."""
@@ -52,10 +53,12 @@ class Engine(Protocol):
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """A classified request. ``arrived_s`` is the dispatcher's clock when its headers were in.
 
-    ``timeout_s`` is how long, from then, the client would wait for its turn; None: as long as the lane allows.
+    ``config`` was in force then, and is this request's to its end. ``timeout_s`` is how long, from then, the client
+    would wait for its turn; None: as long as the lane allows.
     """
 
     request: GenerationRequest
+    config: Config
     verdict: Classification
     sub_client: str
     trace: RequestTrace
@@ -79,14 +82,13 @@ class Dispatcher:
     """One for each router. Everything happens on one event loop.
 
     Args:
-        config: the configuration in force.
+        config: the configuration in force at the start; its models stay.
         engine: takes submissions.
         now_s: a monotonic clock.
     """
 
     def __init__(self, config: Config, engine: Engine, now_s: Callable[[], float] = time.monotonic) -> None:
         self._models = {model.name: model for model in config.models}
-        self._spec_policy = spec_policy(config)
         self._engine = engine
         self._now_s = now_s
         self._admission = Admission(_limits(config))
@@ -95,6 +97,10 @@ class Dispatcher:
     def now_s(self) -> float:
         """The clock of :attr:`Arrival.arrived_s`."""
         return self._now_s()
+
+    def configure(self, config: Config) -> None:
+        """Take new bounds for slots and queues. Whoever runs or waits stays, and waits for as long as it was told."""
+        self._perform(self._admission.configure(_limits(config), self._now_s()))
 
     def drain(self) -> None:
         """Take no new requests, and turn away those that wait; those that run go on."""
@@ -126,9 +132,7 @@ class Dispatcher:
         ticket = await self._granted(arrival)
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
-            answer = Answer(
-                arrival, ticket, self._now_s, lambda: self._speculation(arrival.request, ticket.lane, model)
-            )
+            answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, ticket.lane, model))
             submit = arrival.request.submission(
                 secrets.token_hex(12), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
@@ -190,10 +194,11 @@ class Dispatcher:
             if seat is not None:
                 seat.decide(None if isinstance(effect, Granted) else effect)
 
-    def _speculation(self, request: GenerationRequest, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
-        asked = SpecRequest(request.num_draft_tokens)
+    def _speculation(self, arrival: Arrival, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
+        asked = SpecRequest(arrival.request.num_draft_tokens)
+        pair = capability(model, self._engine.models.get(model.name))
         try:
-            return decide(asked, lane, capability(model, self._engine.models.get(model.name)), self._spec_policy)
+            return decide(asked, lane, pair, spec_policy(arrival.config))
         except SpeculationUnsupported as exc:
             raise errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S) from exc
 

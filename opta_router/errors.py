@@ -75,6 +75,24 @@ class PresetNotFound(CallerError):
     code = "preset_not_found"
 
 
+class LaneNotFound(NotFound):
+    """There is no such lane."""
+
+    code = "lane_not_found"
+
+
+class AdminForbidden(CallerError):
+    """Nobody administers this router over the network: no admin key is configured."""
+
+    code = "admin_key_not_configured"
+
+
+class NoConfigFile(CallerError):
+    """The router was started without a file, so there is nothing to read again."""
+
+    code = "no_config_file"
+
+
 class MethodNotAllowed(CallerError):
     """The path exists, for other methods. ``allowed`` are those."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio import to_thread
 
 from lanes.supervisor import HostSettings, Supervisor
-from lanes.wire import LaneSpec, ModelSpec
+from lanes.wire import Lane, LaneSpec, ModelSpec
 from opta_router.app import build_app
+from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher
+from opta_router.reloading import reload_on_hangup, watch_file
 from opta_router.server import ServerLimits, serve, stop_signals
 from opta_router.telemetry import Tracing, start_tracing
 from policies.schema import Config
@@ -22,17 +24,8 @@ log = logging.getLogger(__name__)
 
 def host_settings(config: Config) -> HostSettings:
     """What the host needs of the configuration."""
-    interactive, throughput = config.lanes.interactive, config.lanes.throughput
-    speculation = interactive.speculation
     return HostSettings(
-        lanes={
-            "interactive": LaneSpec(
-                interactive.weight,
-                interactive.max_active,
-                0 if speculation.mode == "off" else speculation.max_draft_tokens,
-            ),
-            "throughput": LaneSpec(throughput.weight, throughput.max_active, max_step_s=throughput.max_step_ms / 1000),
-        },
+        lanes=lane_specs(config),
         models=tuple(
             ModelSpec(model.name, model.target, model.draft, model.preload, float(model.keep_alive))
             for model in config.models
@@ -40,18 +33,27 @@ def host_settings(config: Config) -> HostSettings:
     )
 
 
-async def run_router(config: Config, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; a second one cuts what still runs.
+def lane_specs(config: Config) -> Mapping[Lane, LaneSpec]:
+    """The lanes as the host knows them. Whether a request speculates is for the dispatcher to say, not for the lane."""
+    interactive, throughput = config.lanes.interactive, config.lanes.throughput
+    return {
+        "interactive": LaneSpec(interactive.weight, interactive.max_active, interactive.speculation.max_draft_tokens),
+        "throughput": LaneSpec(throughput.weight, throughput.max_active, max_step_s=throughput.max_step_ms / 1000),
+    }
+
+
+async def run_router(configuration: Configuration, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; a second one cuts what still runs. SIGHUP and a change of the file reload.
 
     Args:
-        config: the whole configuration.
+        configuration: as it was read for the start.
         announce: called once with the address, when requests are taken.
 
     Raises:
         BindError: the address cannot be listened on.
     """
-    async with _tracing(config) as tracing:
-        await _run(config, tracing, announce)
+    async with _tracing(configuration.in_force) as tracing:
+        await _run(configuration, tracing, announce)
 
 
 @asynccontextmanager
@@ -65,9 +67,12 @@ async def _tracing(config: Config) -> AsyncIterator[Tracing]:
             await to_thread.run_sync(tracing.shutdown)
 
 
-async def _run(config: Config, tracing: Tracing, announce: Callable[[str], None]) -> None:
+async def _run(configuration: Configuration, tracing: Tracing, announce: Callable[[str], None]) -> None:
+    config = configuration.in_force
     supervisor = Supervisor(host_settings(config))
     dispatcher = Dispatcher(config, supervisor)
+    configuration.on_change(dispatcher.configure)
+    configuration.on_change(lambda changed: supervisor.set_lanes(lane_specs(changed)))
     limits = ServerLimits(
         max_connections=config.server.max_connections, drain_timeout_s=float(config.server.drain_timeout)
     )
@@ -87,9 +92,11 @@ async def _run(config: Config, tracing: Tracing, announce: Callable[[str], None]
             def bound(url: str) -> None:
                 tg.start_soon(announce_ready, url)
 
+            await tg.start(reload_on_hangup, configuration)
+            tg.start_soon(watch_file, configuration)
             await tg.start(supervisor.run)
             await serve(
-                build_app(config, supervisor, dispatcher, tracing),
+                build_app(configuration, supervisor, dispatcher, tracing),
                 host=config.server.host,
                 port=config.server.port,
                 shutdown_trigger=shutdown,

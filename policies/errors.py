@@ -66,6 +66,12 @@ class SpeculationUnsupported(ConfigError):
         super().__init__(problem, key_path=key_path)
 
 
+class RestartRequired(ConfigError):
+    """The setting is fixed while the router runs."""
+
+    code = "restart_required"
+
+
 class UnknownName(PolicyError):
     """The caller named something that is not configured. ``known`` lists what is, in a stable order."""
 

@@ -19,11 +19,15 @@ _SHIPPED_SECTIONS = ("models", "hints")
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A configuration, and the file's own data: what its author wrote, without defaults."""
+    """A configuration, and the file's own data: what its author wrote, without defaults.
+
+    ``source`` says on which lines.
+    """
 
     config: Config
     written: Mapping[str, Any]
     file: Path
+    source: YamlSource
 
 
 def load(path: Path | None = None) -> Config:
@@ -45,7 +49,7 @@ def load_with_source(path: Path | None = None) -> Loaded:
         data = {**{section: shipped[section] for section in _SHIPPED_SECTIONS}, **data}
     config = decode(data, Config, source)
     _must_be_consistent(config, source)
-    return Loaded(config, source.data, source.file)
+    return Loaded(config, source.data, source.file, source)
 
 
 def with_overrides(

@@ -70,6 +70,7 @@ class _Inference:
 
     def __init__(self, service: Service, exchange: Exchange, trace: RequestTrace) -> None:
         self._service = service
+        self._config = service.config  # this request's, whatever is reloaded while it runs
         self._exchange = exchange
         self._trace = trace
         self._arrived_s = service.dispatcher.now_s()
@@ -100,7 +101,7 @@ class _Inference:
         Raises:
             RouterError: it cannot be asked.
         """
-        exchange, config = self._exchange, self._service.config
+        exchange, config = self._exchange, self._config
         exchange.check_request_id()
         self._timeout_s = exchange.timeout_s()
         client = authenticate(config.clients, exchange.headers)
@@ -122,6 +123,7 @@ class _Inference:
     async def _answer(self, request: GenerationRequest, verdict: Classification) -> None:
         arrival = Arrival(
             request=request,
+            config=self._config,
             verdict=verdict,
             sub_client=self._sub_client(),
             trace=self._trace,

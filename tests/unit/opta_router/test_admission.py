@@ -197,6 +197,17 @@ def test_more_slots_are_filled_when_they_are_configured_and_fewer_take_nothing_b
     assert Counter(ticket.state for ticket in tickets) == {"granted": 2, "queued": 1, "over": 1}
 
 
+def test_whoever_waits_is_held_to_the_time_that_was_in_force_when_it_came():
+    door = Door(interactive=(1, 4, 30.0, None))
+    door.confirmed()
+    before = door.offer()
+    door.perform(door.admission.configure({"interactive": LaneLimits(1, 4, 5.0)}, door.now_s))
+    after = door.offer()
+    door.now_s += 10
+    door.perform(door.admission.expire(door.now_s))
+    assert (before.state, after.state) == (TicketState.QUEUED, TicketState.OVER)
+
+
 # which lane
 
 
@@ -356,6 +367,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.door = Door(interactive=(1, 2, 10.0, "throughput"), throughput=(3, 4, 20.0, None))
         self.tickets = []
         self.told = Counter()
+        self.before = dict.fromkeys(LANES, (0, 0))
 
     def perform(self, effects):
         for effect in effects:
@@ -417,6 +429,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.perform(self.door.admission.expire(self.door.now_s))
         assert all(t.deadline_s > self.door.now_s for t in self.tickets if t.state is TicketState.QUEUED)
 
+    @rule(lane=st.sampled_from(LANES), slots=st.integers(1, 4), places=st.integers(0, 4))
+    def other_bounds(self, lane, slots, places):
+        limits = LaneLimits(slots, places, 10.0, "throughput" if lane == "interactive" else None)
+        self.perform(self.door.admission.configure({lane: limits}, self.door.now_s))
+
     @precondition(lambda self: len(self.tickets) > 20)
     @rule()
     def drain(self):
@@ -432,8 +449,13 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(bound is None or of_client[name] <= bound for name, (_, bound) in CLIENTS.items())
         for lane in LANES:
             waiting = [t for t in self.tickets if t.state is TicketState.QUEUED and t.lane == lane]
-            assert stats[lane].active == sum(ticket.lane == lane for ticket in taken) <= stats[lane].max_active
-            assert stats[lane].queued == len(waiting) <= stats[lane].max_queue
+            assert stats[lane].active == sum(ticket.lane == lane for ticket in taken)
+            assert stats[lane].queued == len(waiting)
+            # What was there before a bound became smaller stays; nothing is added to it.
+            active, queued = self.before[lane]
+            assert stats[lane].active <= max(stats[lane].max_active, active)
+            assert stats[lane].queued <= max(stats[lane].max_queue, queued)
+            self.before[lane] = (stats[lane].active, stats[lane].queued)
             if stats[lane].active < stats[lane].max_active:
                 bounds = {ticket.ask.client: ticket.ask.client_max_active for ticket in waiting}
                 assert all(bound is not None and of_client[name] >= bound for name, bound in bounds.items())

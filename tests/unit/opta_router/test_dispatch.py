@@ -5,6 +5,7 @@ import socket
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 import pytest
 from anyio.abc import UNIXSocketStream
 
@@ -18,9 +19,11 @@ from opta_router.telemetry import RequestTrace
 from policies.classify import Classification
 from policies.quantities import Seconds
 from policies.schema import (
+    ApprovedPair,
     Config,
     InteractiveLane,
     LanesConfig,
+    LaneSpeculation,
     ModelConfig,
     PresetConfig,
     SamplingPreset,
@@ -83,11 +86,12 @@ class Clock:
 
 
 class Router:
-    def __init__(self, dispatcher, engine, host, clock, tg):
+    def __init__(self, configuration, dispatcher, engine, host, clock, tg):
         self.dispatcher, self.engine, self.host, self.clock, self._tg = dispatcher, engine, host, clock, tg
+        self.configuration = configuration
 
     def ask(self, **arrival):
-        return Asked(self.dispatcher, self._tg, arrival)
+        return Asked(self.dispatcher, self._tg, {"configuration": self.configuration, **arrival})
 
     async def asks(self, **arrival):
         """A request that the host has heard of."""
@@ -140,8 +144,9 @@ class Offered(RequestTrace):
         self._event.set()
 
 
-def an_arrival(dispatcher, trace, *, lane="interactive", preset=None, **request):
+def an_arrival(dispatcher, trace, *, configuration=None, lane="interactive", preset=None, **request):
     return Arrival(
+        config=configuration or config(),
         request=GenerationRequest(operation="chat", model="m", prompt=wire.TextPrompt("x"), **request),
         verdict=Classification(model="m", lane=lane, route="default", preset=preset),
         sub_client="",
@@ -166,9 +171,10 @@ async def routing(configuration=None):
     ):
         engine = LinkedEngine(Link(router_end, on_message=lambda message: None))
         tg.start_soon(engine.link.run)
-        dispatcher = Dispatcher(configuration or config(), engine, clock)
+        configuration = configuration or config()
+        dispatcher = Dispatcher(configuration, engine, clock)
         with anyio.fail_after(20):
-            yield Router(dispatcher, engine, Host(host_end), clock, tg)
+            yield Router(configuration, dispatcher, engine, Host(host_end), clock, tg)
         tg.cancel_scope.cancel()
 
 
@@ -220,6 +226,69 @@ async def test_requests_run_one_after_the_other_in_a_lane_of_one_slot():
         await second.over.wait()
         assert second.answer.ending.opta.queue_ms == 2000.0
         assert router.in_lane() == (0, 0)
+
+
+# new bounds while requests run
+
+
+async def test_more_slots_start_who_waits_and_the_running_request_does_not_notice():
+    async with routing() as router:
+        first, submit = await router.asks()
+        second, third = router.ask(), router.ask()
+        await second.offered.wait()
+        await third.offered.wait()
+        assert router.in_lane() == (1, 2)
+        router.dispatcher.configure(config(max_active=2))
+        submit_2 = await router.host.hears()
+        assert router.in_lane() == (2, 1)
+        await router.host.says(delta(submit, 0, "a"), ended(submit), delta(submit_2, 0, "b"), ended(submit_2))
+        await first.over.wait()
+        await second.over.wait()
+        assert ("".join(first.texts), "".join(second.texts)) == ("a", "b")
+        assert isinstance(await router.host.hears(), wire.Submit)
+        assert router.in_lane() == (1, 0)
+
+
+async def test_fewer_slots_take_none_away_and_are_in_force_when_one_comes_back():
+    async with routing(config(max_active=2)) as router:
+        first, submit = await router.asks()
+        second, submit_2 = await router.asks()
+        waiting = router.ask()
+        await waiting.offered.wait()
+        router.dispatcher.configure(config(max_active=1, max_queue=0))
+        await router.host.says(delta(submit, 0, "a"), ended(submit))
+        await first.over.wait()
+        assert (router.in_lane(), first.error) == ((1, 1), None)
+        refused = router.ask()
+        await refused.over.wait()
+        assert isinstance(refused.error, errors.QueueFull)
+        await router.host.says(ended(submit_2))
+        await second.over.wait()
+        assert isinstance(await router.host.hears(), wire.Submit)
+        assert (waiting.error, router.in_lane()) == (None, (1, 0))
+
+
+async def test_a_request_speculates_as_the_configuration_said_when_it_came():
+    pair = ApprovedPair(target="t", draft="d", evidence="e")
+    on = Config(models=(ModelConfig(name="m", target="t", draft="d"),), speculation=SpeculationConfig(approved=(pair,)))
+    off = msgspec.structs.replace(
+        on, lanes=LanesConfig(interactive=InteractiveLane(speculation=LaneSpeculation(mode="off")))
+    )
+    async with routing(on) as router:
+        router.engine.models = {}  # not loaded yet: the best is assumed of the pair
+        before = router.ask()
+        await before.offered.wait()
+        after = router.ask(configuration=off)
+        router.dispatcher.configure(off)
+        submit = await router.host.hears()
+        await router.host.says(ended(submit, speculative=wire.SpecCounters()))
+        submit_2 = await router.host.hears()
+        await router.host.says(ended(submit_2))
+        await before.over.wait()
+        await after.over.wait()
+        assert (submit.num_draft_tokens, submit_2.num_draft_tokens) == (8, 0)
+        reports = [asked.answer.ending.opta.speculative for asked in (before, after)]
+        assert [(report.active, str(report.reason)) for report in reports] == [(True, "approved"), (False, "off")]
 
 
 # clients that leave
