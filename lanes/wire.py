@@ -10,7 +10,7 @@ Order of a link's life::
     router -> Configure                  lanes and models
     host   -> ModelLoaded | ModelFailed  one for each model that is loaded at start
     host   -> Ready
-    router -> Submit | Cancel | SetLanes | Shutdown, in any order
+    router -> Submit | Cancel | Move | SetLanes | Shutdown, in any order
     host   -> Events | Stats, in any order; each Submit ends in exactly one Finished or Failed
 """
 
@@ -25,7 +25,7 @@ import msgspec
 
 from lanes.errors import WireError
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
 
@@ -209,6 +209,13 @@ class Cancel(Message, frozen=True):
     request_id: str
 
 
+class Move(Message, frozen=True):
+    """Continue a running request in another lane, with its KV cache. A request that has ended is left alone."""
+
+    request_id: str
+    lane: Lane
+
+
 class SetLanes(Message, frozen=True):
     """New lane weights, in force from the next device step. Other settings are those of :class:`Configure`."""
 
@@ -219,7 +226,7 @@ class Shutdown(Message, frozen=True):
     """End the process in order."""
 
 
-ToHost = Configure | Submit | Cancel | SetLanes | Shutdown
+ToHost = Configure | Submit | Cancel | Move | SetLanes | Shutdown
 
 
 # host to router
@@ -276,6 +283,17 @@ class Delta(Message, frozen=True):
     text: str
 
 
+class Moved(Message, frozen=True):
+    """The answer to :class:`Move`: where the request is now. With its old lane: it could not move, and stays.
+
+    The ``completion_tokens`` before this event came from the old lane.
+    """
+
+    request_id: str
+    lane: Lane
+    completion_tokens: int
+
+
 class Finished(Message, frozen=True):
     """The request ended in order. ``speculative`` is None when the request did not speculate."""
 
@@ -295,7 +313,7 @@ class Failed(Message, frozen=True):
     message: str
 
 
-Event = Started | Delta | Finished | Failed
+Event = Started | Delta | Moved | Finished | Failed
 
 
 class Events(Message, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -40,6 +40,23 @@ class Emission(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class Handover(msgspec.Struct, frozen=True):
+    """A sequence between two engines of one target.
+
+    ``token_ids`` are prompt and answer so far, ``cache`` the target's KV cache of all of them but the last, as mlx-lm
+    makes it for a single sequence; an engine without a model has none.
+    """
+
+    spec: SequenceSpec
+    token_ids: tuple[int, ...]
+    cache: list[Any] | None = None
+
+    @property
+    def emitted(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids) - len(self.spec.prompt)
+
+
 class Engine(Protocol):
     """A lane's engine for one model. Every method is called on the device thread.
 
@@ -72,6 +89,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Drop all sequences and memory."""
+        ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """An engine whose sequences can go on elsewhere."""
+
+    def release(self, request_id: str) -> Handover | None:
+        """Let go of a sequence between two steps; None if it is not here, or has no token yet: then it stays."""
+        ...
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """An engine that goes on with another's sequences, as they would have gone on there."""
+
+    def adopt(self, handover: Handover) -> None:
+        """Take a sequence over. Raises ValueError if its id is in use."""
         ...
 
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Any, TypedDict
 
-from lanes.engines.base import Emission, SequenceSpec, until_eos
+from lanes.engines.base import Emission, Handover, SequenceSpec, until_eos
 from lanes.wire import SpecCounters
 
 EOS = 0
@@ -63,11 +63,25 @@ class ScriptedEngine:
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        if spec.request_id in self._specs:
-            raise ValueError(f"request id {spec.request_id!r} is in use")
-        self._specs[spec.request_id] = spec
-        self._emitted[spec.request_id] = 0
-        self._turns.append(spec.request_id)
+        self.adopt(Handover(spec, spec.prompt))
+
+    def adopt(self, handover: Handover) -> None:
+        """See :class:`lanes.engines.base.Adopting`."""
+        request_id = handover.spec.request_id
+        if request_id in self._specs:
+            raise ValueError(f"request id {request_id!r} is in use")
+        self._specs[request_id] = handover.spec
+        self._emitted[request_id] = handover.emitted
+        self._turns.append(request_id)
+
+    def release(self, request_id: str) -> Handover | None:
+        """See :class:`lanes.engines.base.Releasing`."""
+        done = self._emitted.get(request_id)
+        if not done:
+            return None
+        spec = self._specs[request_id]
+        self.cancel(request_id)
+        return Handover(spec, (*spec.prompt, *self._script(spec, 0, done)))
 
     def cancel(self, request_id: str) -> None:
         """See :class:`lanes.engines.base.Engine`."""
@@ -102,7 +116,7 @@ class ScriptedEngine:
     def _advance(self, spec: SequenceSpec) -> Emission:
         done = self._emitted[spec.request_id]
         count = min(self._tokens_per_step, spec.max_tokens - done)
-        token_ids = tuple(spec.prompt[(done + i) % len(spec.prompt)] for i in range(count))
+        token_ids = self._script(spec, done, count)
         token_ids = token_ids[: until_eos(token_ids, self._eos)]
         done += len(token_ids)
         self._emitted[spec.request_id] = done
@@ -113,6 +127,10 @@ class ScriptedEngine:
             counters=SpecCounters() if spec.num_draft_tokens else None,
             finish="stop" if stopped else "length" if done >= spec.max_tokens else None,
         )
+
+    @staticmethod
+    def _script(spec: SequenceSpec, start: int, count: int) -> tuple[int, ...]:
+        return tuple(spec.prompt[(start + i) % len(spec.prompt)] for i in range(count))
 
 
 class ScriptedTokenizer:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
-from lanes.engines.base import Emission, SequenceSpec, until_eos
+from lanes.engines.base import Emission, Handover, SequenceSpec, until_eos
 from lanes.engines.draft_length import DraftLength, RoundCosts
 from lanes.engines.sampling import TokenChooser
 from lanes.wire import FinishReason, Sampling, SpecCounters
@@ -64,6 +64,14 @@ class SpeculativeEngine:
         """See :class:`lanes.engines.base.Engine`."""
         if self._runs.pop(request_id, None) is not None:
             self._turns.remove(request_id)
+
+    def release(self, request_id: str) -> Handover | None:
+        """See :class:`lanes.engines.base.Releasing`."""
+        run = self._runs.get(request_id)
+        if run is None or not run.emitted:
+            return None
+        self.cancel(request_id)
+        return run.handover()
 
     def has_work(self) -> bool:
         """See :class:`lanes.engines.base.Engine`."""
@@ -176,6 +184,10 @@ class _Run:
     def room(self) -> int:
         """Draft tokens that the next round could use: the request's bound, and never more than can be delivered."""
         return min(self.spec.num_draft_tokens, self.spec.max_tokens - self.emitted - 1)
+
+    def handover(self) -> Handover:
+        """All that another engine needs to go on with the sequence."""
+        return Handover(self.spec, tuple(self._tokens), self._target_cache)
 
     def prefill(self) -> None:
         """Run the next chunk of the prompt through the target."""

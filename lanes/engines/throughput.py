@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
-from lanes.engines.base import Emission, SequenceSpec
+from lanes.engines.base import Emission, Handover, SequenceSpec
 from lanes.engines.prefill_chunk import SIZES, UNMEASURED_TOKENS, PrefillChunk
 from lanes.engines.sampling import TokenChooser
 
@@ -61,19 +61,29 @@ class ThroughputEngine:
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
+        self.adopt(Handover(spec, spec.prompt))
+
+    def adopt(self, handover: Handover) -> None:
+        """See :class:`lanes.engines.base.Adopting`. A cache is used as it stands: only the last token is computed."""
+        spec = handover.spec
         if spec.request_id in self._scheduler_ids:
             raise ValueError(f"request id {spec.request_id!r} is in use")
         chooser = TokenChooser(spec.sampling, len(spec.prompt))
         sampling = SamplingParams(
-            max_tokens=spec.max_tokens,
+            max_tokens=spec.max_tokens - handover.emitted,
             temperature=0.0,
             top_p=1.0,
             # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
             # leaves, and the next sequence to join would be given its neighbour's processor.
-            logits_processors=[_Processor(chooser)],
+            logits_processors=[_Processor(chooser, handover.token_ids)],
         )
         scheduler_id = str(next(self._numbers))
-        self._scheduler.add_request(Request(scheduler_id, list(spec.prompt), sampling))
+        request = Request(scheduler_id, list(handover.token_ids), sampling)
+        self._scheduler.add_request(request)
+        if handover.cache is not None:
+            request.prompt_cache = handover.cache
+            request.cached_tokens = len(handover.token_ids) - 1
+            request.remaining_tokens = [handover.token_ids[-1]]
         self._scheduler_ids[spec.request_id] = scheduler_id
         self._request_ids[scheduler_id] = spec.request_id
         self._since_reset += 1
@@ -156,13 +166,26 @@ def _prefilled_tokens(batch: Any | None) -> int:
 
 
 class _Processor:
-    """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``."""
+    """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``.
 
-    def __init__(self, chooser: TokenChooser) -> None:
+    Of a sequence that came with a cache, mlx-lm's token ids begin behind it.
+
+    Args:
+        chooser: the sequence's.
+        known: the token ids before the first call.
+    """
+
+    def __init__(self, chooser: TokenChooser, known: tuple[int, ...]) -> None:
         self._chooser = chooser
+        self._known = known
+        self._before: mx.array | None = None
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        return self._chooser.scores(logits, tokens.size, tokens)
+        if self._before is None:
+            self._before = mx.array(self._known[: len(self._known) - tokens.size], dtype=tokens.dtype)
+        position = self._before.size + tokens.size
+        history = mx.concatenate([self._before, tokens]) if self._chooser.needs_history else None
+        return self._chooser.scores(logits, position, history)
 
 
 class _TokenIdsOnly:

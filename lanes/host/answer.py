@@ -49,6 +49,10 @@ class Answer:
             )
         return events
 
+    def moved(self, lane: wire.Lane) -> wire.Moved:
+        """The event that says in which lane the answer goes on."""
+        return wire.Moved(self._request_id, lane, self._completion_tokens)
+
     def _count(self, emission: Emission, kept: int) -> None:
         """Book the draft tokens; accepted ones behind a stop string were never delivered, so they are ignored."""
         counters = emission.counters

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from lanes import wire
-from lanes.engines.base import Emission, Engine, SequenceSpec
+from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
 from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
 from lanes.host.residents import Memory, Resident, load_resident
@@ -49,6 +49,13 @@ class Cancel(msgspec.Struct, frozen=True):
     request_id: str
 
 
+class Move(msgspec.Struct, frozen=True):
+    """Let a sequence go on in another lane."""
+
+    request_id: str
+    lane: wire.Lane
+
+
 class SetLanes(msgspec.Struct, frozen=True):
     """New weights."""
 
@@ -59,7 +66,7 @@ class Stop(msgspec.Struct, frozen=True):
     """End the thread."""
 
 
-Command = Load | Add | Cancel | SetLanes | Stop
+Command = Load | Add | Cancel | Move | SetLanes | Stop
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -69,7 +76,14 @@ class Loaded(msgspec.Struct, frozen=True):
     tokenizer: Any
 
 
-Report = Emission | Loaded | wire.ModelFailed | wire.ModelUnloaded | wire.Stats
+class Moved(msgspec.Struct, frozen=True):
+    """Where a sequence is after :class:`Move`."""
+
+    request_id: str
+    lane: wire.Lane
+
+
+Report = Emission | Moved | Loaded | wire.ModelFailed | wire.ModelUnloaded | wire.Stats
 
 
 class DeviceThread:
@@ -141,6 +155,8 @@ class DeviceThread:
                 if engine is not None:
                     engine.cancel(request_id)
                     self._publish([Emission(request_id, finish="cancelled")])
+            case Move(request_id, lane):
+                self._move(request_id, lane)
             case SetLanes(lanes):
                 self._lanes.update(lanes)
                 for lane, settings in lanes.items():
@@ -160,6 +176,20 @@ class DeviceThread:
             self._publish([Emission(sequence.request_id, error=f"could not be started: {exc}")])
         else:
             self._engines[sequence.request_id] = engine
+
+    def _move(self, request_id: str, lane: wire.Lane) -> None:
+        engine = self._engines.get(request_id)
+        if engine is None:
+            return  # it has ended
+        engines = next(r.engines for r in self._residents.values() if engine in r.engines.values())
+        target = engines[lane]
+        if target is not engine and isinstance(engine, Releasing) and isinstance(target, Adopting):
+            handover = engine.release(request_id)
+            if handover is not None:
+                target.adopt(handover)
+                self._engines[request_id] = target
+        here = next(name for name, owner in engines.items() if owner is self._engines[request_id])
+        self._publish([Moved(request_id, here)])
 
     def _resident(self, spec: wire.ModelSpec) -> Resident | None:
         resident = self._residents.get(spec.name)

@@ -76,6 +76,8 @@ class HostService:
                 tg.start_soon(self._submit, message)
             case wire.Cancel(request_id):
                 self._cancel(request_id)
+            case wire.Move(request_id, lane):
+                self._require_device().send(device.Move(request_id, lane))
             case wire.SetLanes(lanes):
                 self._require_device().send(device.SetLanes(lanes))
 
@@ -150,6 +152,10 @@ class HostService:
             match report:
                 case Emission(request_id):
                     events += self._emitted(request_id, report)
+                case device.Moved(request_id, lane):
+                    answer = self._answers.get(request_id)
+                    if answer is not None:
+                        events.append(answer.moved(lane))
                 case device.Loaded(info, tokenizer):
                     self._loaded(info, tokenizer)
                 case wire.ModelFailed(name):

@@ -8,7 +8,7 @@ import pytest
 
 from lanes import wire
 from lanes.engines.base import Emission, SequenceSpec
-from lanes.host.device import Add, Cancel, DeviceThread, Load, Loaded, SetLanes, Stop
+from lanes.host.device import Add, Cancel, DeviceThread, Load, Loaded, Move, Moved, SetLanes, Stop
 
 LANES = {"interactive": wire.LaneSpec(8, 1), "throughput": wire.LaneSpec(1, 8)}
 MODEL = wire.ModelSpec("m", "scripted:")
@@ -142,3 +142,41 @@ def test_an_idle_model_is_unloaded_when_its_time_is_up_and_comes_back_when_asked
         assert device.report(wire.ModelUnloaded).name == "m"
         device.add("b", model=at_once)
         assert device.last_emission("b").finish == "length"
+
+
+def test_a_sequence_goes_on_in_the_other_lane_where_it_was():
+    slow = wire.ModelSpec("slow", "scripted:step_s=0.01")
+    with running() as device:
+        device.add("a", model=slow, max_tokens=40)
+        tokens = [*device.report().token_ids]
+        device.send(Move("a", "throughput"))
+        moved = device.report((Moved, Emission))
+        while isinstance(moved, Emission):
+            tokens += moved.token_ids
+            moved = device.report((Moved, Emission))
+        assert moved == Moved("a", "throughput")
+        while len(tokens) < 40:
+            tokens += device.report().token_ids
+        assert tokens == [5, 6, 7] * 13 + [5]
+        lanes = device.report(wire.Stats).lanes
+        assert lanes["interactive"].steps + lanes["throughput"].steps == 40
+        assert lanes["throughput"].steps > 0
+
+
+def test_a_move_of_a_sequence_that_has_ended_says_nothing():
+    with running() as device:
+        device.add("a")
+        device.last_emission("a")
+        device.send(Move("a", "throughput"))
+        device.add("b")
+        assert device.report((Moved, Emission)).request_id == "b"
+
+
+def test_a_move_to_the_lane_where_it_is_changes_nothing():
+    slow = wire.ModelSpec("slow", "scripted:step_s=0.01")
+    with running() as device:
+        device.add("a", model=slow, max_tokens=20)
+        device.report()
+        device.send(Move("a", "interactive"))
+        assert device.report(Moved) == Moved("a", "interactive")
+        assert device.last_emission("a").finish == "length"
