@@ -36,7 +36,7 @@ def main(port: int, file: Path) -> None:
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
     config.keep_alive_max_requests = 2**31
-    asyncio.run(serve(build_app(file.read_bytes()), config))  # type: ignore[arg-type]
+    asyncio.run(serve(build_app(file.read_bytes()), config))
 
 
 if __name__ == "__main__":
