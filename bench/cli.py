@@ -34,7 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     mixed.set_defaults(run=_mixed)
 
     overhead = benchmarks.add_parser("overhead", help="what the front door adds to a request")
-    overhead.add_argument("--requests", type=int, default=1000)
+    overhead.add_argument("--requests", type=int, default=1000, help="one after the other, to each server")
+    overhead.add_argument("--rounds", type=int, default=3)
+    overhead.add_argument("--seconds", type=float, default=3.0, help="at each number of connections, in each round")
+    overhead.add_argument("--no-litellm", action="store_true", help="without LiteLLM, which uv installs for the run")
     _add_save(overhead)
     overhead.set_defaults(run=_overhead)
 
@@ -82,10 +85,14 @@ def _mixed(arguments: argparse.Namespace) -> int:
 def _overhead(arguments: argparse.Namespace) -> int:
     from bench import overhead  # noqa: PLC0415
 
-    found = overhead.measure(arguments.requests)
-    print(f"{machine()}; {overhead.report(found)}")
-    _save(arguments.save, {"overhead": found})
-    return 0
+    effort = overhead.Effort(requests=arguments.requests, rounds=arguments.rounds, seconds=arguments.seconds)
+    ways = overhead.measure(effort, with_litellm=not arguments.no_litellm)
+    promises = overhead.bars(ways)
+    print(f"{machine()}, shared by client, router and host\n\n{overhead.table(ways)}\n")
+    for bar in promises:
+        print(f"{'ok  ' if bar.kept else 'FAIL'} {bar.promise}: {bar.measured:g} (bound {bar.bound:g})")
+    _save(arguments.save, {"effort": effort, "ways": ways, "bars": promises})
+    return 0 if all(bar.kept for bar in promises) else 1
 
 
 def _identity(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from lanes.blas import preload_environment
 
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 40.0
+LITELLM_VERSION: Final = "1.108.7"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     model: str
     ready_path: str
+    environment: dict[str, str] = {}
     interactive_headers: dict[str, str] = {}
     background_headers: dict[str, str] = {}
 
@@ -93,13 +95,65 @@ def vllm_mlx_server(weights: Weights) -> Server:
     )
 
 
+def echo(answer: Path) -> Server:
+    """Starlette on Hypercorn and nothing else; answers the bytes of a file."""
+    return Server(
+        name="echo",
+        command=(sys.executable, "-m", "bench.echo", "{port}", str(answer)),
+        model="",
+        ready_path="/readyz",
+    )
+
+
+def litellm_proxy(config: Path, models: Sequence[str], api_base: str) -> Server:
+    """LiteLLM's proxy with one worker, from an environment of its own that uv makes; writes its configuration."""
+    model_list = [
+        {"model_name": name, "litellm_params": {"model": f"openai/{name}", "api_base": api_base, "api_key": "none"}}
+        for name in models
+    ]
+    settings = {"telemetry": False, "num_retries": 0}
+    config.write_bytes(msgspec.json.encode({"model_list": model_list, "litellm_settings": settings}))  # YAML, too
+    return Server(
+        name="LiteLLM",
+        command=(
+            *("uv", "run", "--isolated", "--no-project", "--quiet", "--python", sys.executable),
+            *("--with", f"litellm[proxy]=={LITELLM_VERSION}"),
+            *("litellm", "--config", str(config), "--host", "127.0.0.1", "--port", "{port}"),
+            *("--num_workers", "1", "--telemetry", "False"),
+        ),
+        model="",
+        ready_path="/health/liveliness",
+        environment={
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it would fetch one at every start
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # open to this machine, as ours is here
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_MODE": "PRODUCTION",
+        },
+    )
+
+
 def peers(weights: Weights) -> tuple[Server, ...]:
     """What else people run on MLX."""
     return mlx_lm_server(weights), vllm_mlx_server(weights)
 
 
+class Running(msgspec.Struct, frozen=True):
+    """A server that answers: where, and the process that was started."""
+
+    port: int
+    pid: int
+    client: httpx.AsyncClient
+
+
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of :func:`started`."""
+    async with started(server) as process:
+        yield process.client
+
+
+@asynccontextmanager
+async def started(server: Server) -> AsyncIterator[Running]:
     """Start ``server`` with the same BLAS as our host's, wait until it answers, stop it at the end.
 
     Raises:
@@ -113,7 +167,7 @@ async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=preload_environment(os.environ),
+            env=preload_environment({**os.environ, **server.environment}),
         )
         try:
             limits = httpx.Limits(max_connections=None)
@@ -122,7 +176,7 @@ async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
                     output.seek(0)
                     end = output.read()[-2000:].decode(errors="replace")
                     raise RuntimeError(f"{server.name} did not start: {' '.join(command)}\n{end}")
-                yield client
+                yield Running(port, process.pid, client)
         finally:
             with anyio.CancelScope(shield=True):
                 await _stop(process)

@@ -7,17 +7,15 @@ tokens), so one stalled client costs bounded memory and delays nobody.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
-import anyio
-from anyio.abc import ByteStream
+from anyio.abc import SocketStream
 
 from lanes import wire
 from lanes.errors import HostDied, HostUnavailable, RequestRefused, WireError
-from lanes.outbox import Outbox
-
-RECEIVE_BYTES = 256 * 1024
+from lanes.framed import FramedSocket
 
 OnEnd = Callable[[wire.Finished | wire.Failed], None]
 
@@ -30,7 +28,7 @@ class Generation:
         self._link = link
         self._on_end = on_end
         self._inbox: deque[wire.Event] = deque()
-        self._arrived = anyio.Event()
+        self._arrived = asyncio.Event()
         self._completion_tokens = 0
         self.ended = False
 
@@ -44,7 +42,7 @@ class Generation:
         while not self._inbox:
             if self.ended:
                 raise HostDied(f"request {self.submit.request_id}: no more events")
-            self._arrived = anyio.Event()
+            self._arrived.clear()
             await self._arrived.wait()
         events = list(self._inbox)
         self._inbox.clear()
@@ -80,12 +78,10 @@ class Generation:
 class Link:
     """A connection to a host that has said Hello."""
 
-    def __init__(self, stream: ByteStream, *, on_message: Callable[[wire.FromHost], None]) -> None:
+    def __init__(self, stream: SocketStream, *, on_message: Callable[[wire.FromHost], None]) -> None:
         """``on_message`` receives everything that is not an event of a request."""
-        self._stream = stream
         self._on_message = on_message
-        self._reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
-        self._outbox = Outbox(stream)
+        self._socket: FramedSocket[wire.FromHost] = FramedSocket(stream, wire.FromHost, self._handle)
         self._closed = False
         self._generations: dict[str, Generation] = {}
 
@@ -112,7 +108,7 @@ class Link:
     def send_soon(self, message: wire.ToHost) -> None:
         """Queue a message; it is written by :meth:`run`. Does nothing on a closed link."""
         if not self._closed:
-            self._outbox.put(message)
+            self._socket.put(message)
 
     async def run(self) -> None:
         """Pump both directions until the host closes the link; then end every open request with a failure.
@@ -121,21 +117,9 @@ class Link:
             WireError: the host sent something that is not our protocol.
         """
         try:
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(self._outbox.run)
-                await self._read()
-                tg.cancel_scope.cancel()
+            await self._socket.run()
         finally:
             self._close()
-
-    async def _read(self) -> None:
-        while True:
-            try:
-                data = await self._stream.receive(RECEIVE_BYTES)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                return
-            for message in self._reader.feed(data):
-                self._handle(message)
 
     def _handle(self, message: wire.FromHost) -> None:
         if not isinstance(message, wire.Events):

@@ -24,7 +24,7 @@ from anyio.streams.text import TextReceiveStream
 
 from lanes import wire
 from lanes.blas import preload_environment
-from lanes.client import RECEIVE_BYTES, Generation, Link, OnEnd
+from lanes.client import Generation, Link, OnEnd
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, WireError
 from lanes.states import HostEvent, HostState, IllegalTransition, after
 
@@ -320,7 +320,7 @@ def _peer_uid(stream: SocketStream) -> int | None:
 
 async def _receive(stream: SocketStream) -> bytes:
     try:
-        return await stream.receive(RECEIVE_BYTES)
+        return await stream.receive()
     except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
         raise HostFailedToStart("the host hung up before it said hello") from exc
 

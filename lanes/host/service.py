@@ -9,30 +9,29 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
-from anyio.abc import ByteStream
+from anyio.abc import SocketStream, TaskGroup
 
 from lanes import wire
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.errors import RequestRefused, WireError
+from lanes.framed import FramedSocket
 from lanes.host import device
 from lanes.host.answer import Answer
 from lanes.host.probe import versions
-from lanes.host.prompt import PromptEncoder
-from lanes.outbox import Outbox
+from lanes.host.prompt import PromptEncoder, is_short
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 256 * 1024
 STOP_TIMEOUT_S = 1.0
 
 
 class HostService:
     """One link's life, from Hello to the end of the stream."""
 
-    def __init__(self, stream: ByteStream, token: str) -> None:
-        self._stream = stream
+    def __init__(self, stream: SocketStream, token: str) -> None:
         self._token = token
-        self._outbox = Outbox(stream)
+        self._socket: FramedSocket[wire.ToHost] = FramedSocket(stream, wire.ToHost, self._handle)
+        self._tasks: TaskGroup = anyio.create_task_group()
         self._device: device.DeviceThread | None = None
         self._models: dict[str, wire.ModelSpec] = {}
         self._encoders: dict[str, PromptEncoder] = {}
@@ -44,42 +43,30 @@ class HostService:
     async def run(self) -> None:
         """Serve until the router says Shutdown or goes away."""
         try:
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(self._outbox.run)
-                self._outbox.put(wire.Hello(os.getpid(), self._token, versions()))
-                await self._read(tg)
-                tg.cancel_scope.cancel()
+            async with self._tasks:
+                self._socket.put(wire.Hello(os.getpid(), self._token, versions()))
+                await self._socket.run()
+                self._tasks.cancel_scope.cancel()
         finally:
             if self._device is not None:
                 self._device.send(device.Stop())
                 self._device.join(STOP_TIMEOUT_S)
 
-    async def _read(self, tg: anyio.abc.TaskGroup) -> None:
-        reader: wire.FrameReader[wire.ToHost] = wire.FrameReader(wire.ToHost)
-        while True:
-            try:
-                data = await self._stream.receive(RECEIVE_BYTES)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                return
-            for message in reader.feed(data):
-                if isinstance(message, wire.Shutdown):
-                    return
-                self._handle(message, tg)
-
-    def _handle(self, message: wire.ToHost, tg: anyio.abc.TaskGroup) -> None:
+    def _handle(self, message: wire.ToHost) -> None:
         match message:
             case wire.Configure():
                 self._configure(message)
-                tg.start_soon(self._preload)
+                self._tasks.start_soon(self._preload)
             case wire.Submit():
-                self._encoding.add(message.request_id)
-                tg.start_soon(self._submit, message)
+                self._submit(message)
             case wire.Cancel(request_id):
                 self._cancel(request_id)
             case wire.Move(request_id, lane):
                 self._require_device().send(device.Move(request_id, lane))
             case wire.SetLanes(lanes):
                 self._require_device().send(device.SetLanes(lanes))
+            case wire.Shutdown():
+                self._socket.close()
 
     def _configure(self, message: wire.Configure) -> None:
         if message.protocol != wire.PROTOCOL_VERSION:
@@ -95,25 +82,44 @@ class HostService:
             self._require_device().send(device.Load(spec))
         for spec in preloaded:
             await self._load_ended[spec.name].wait()
-        self._outbox.put(wire.Ready())
+        self._socket.put(wire.Ready())
 
-    async def _submit(self, submit: wire.Submit) -> None:
-        request_id = submit.request_id
+    def _submit(self, submit: wire.Submit) -> None:
+        encoder = self._encoders.get(submit.model)
+        if encoder is None or not is_short(submit.prompt):
+            self._encoding.add(submit.request_id)
+            self._tasks.start_soon(self._submit_later, submit)
+            return
+        try:
+            prompt = encoder.encode(submit.prompt)
+        except RequestRefused as exc:
+            self._refuse(submit, exc)
+        else:
+            self._start(submit, encoder, prompt)
+
+    async def _submit_later(self, submit: wire.Submit) -> None:
+        refusal: RequestRefused | None = None
         try:
             encoder = await self._encoder(submit.model)
             prompt = await to_thread.run_sync(encoder.encode, submit.prompt)
         except RequestRefused as exc:
-            if request_id in self._encoding:
-                self._encoding.discard(request_id)
-                self._send([wire.Failed(request_id, exc.code, str(exc))])
-            return
-        if request_id not in self._encoding:
+            refusal = exc
+        if submit.request_id not in self._encoding:
             return  # cancelled meanwhile, and answered
-        self._encoding.discard(request_id)
-        self._answers[request_id] = Answer(submit, len(prompt), encoder.tokenizer)
-        self._send([wire.Started(request_id, len(prompt))])
+        self._encoding.discard(submit.request_id)
+        if refusal is not None:
+            self._refuse(submit, refusal)
+        else:
+            self._start(submit, encoder, prompt)
+
+    def _refuse(self, submit: wire.Submit, refusal: RequestRefused) -> None:
+        self._send([wire.Failed(submit.request_id, refusal.code, str(refusal))])
+
+    def _start(self, submit: wire.Submit, encoder: PromptEncoder, prompt: tuple[int, ...]) -> None:
+        self._answers[submit.request_id] = Answer(submit, len(prompt), encoder.tokenizer)
+        self._send([wire.Started(submit.request_id, len(prompt))])
         sequence = SequenceSpec(
-            request_id,
+            submit.request_id,
             prompt,
             min(submit.max_tokens, encoder.context_tokens - len(prompt)),
             submit.sampling,
@@ -160,9 +166,9 @@ class HostService:
                     self._loaded(info, tokenizer)
                 case wire.ModelFailed(name):
                     self._load_ended[name].set()
-                    self._outbox.put(report)
+                    self._socket.put(report)
                 case _:
-                    self._outbox.put(report)
+                    self._socket.put(report)
         if events:
             self._send(events)
 
@@ -179,11 +185,11 @@ class HostService:
 
     def _loaded(self, info: wire.ModelInfo, tokenizer: Any) -> None:
         self._encoders[info.name] = PromptEncoder(tokenizer, info.context_tokens)
-        self._outbox.put(wire.ModelLoaded(info))
+        self._socket.put(wire.ModelLoaded(info))
         self._load_ended[info.name].set()
 
     def _send(self, events: list[wire.Event]) -> None:
-        self._outbox.put(wire.Events(tuple(events)))
+        self._socket.put(wire.Events(tuple(events)))
 
     def _require_device(self) -> device.DeviceThread:
         if self._device is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from opta_router.errors import InvalidRequest, UnsupportedMediaType
+from opta_router.server import ON_DISCONNECT
 from opta_router.server.refusal import Receive, Scope, Send
 
 MAX_REQUEST_ID_CHARS: Final = 128
@@ -77,10 +78,9 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    async def disconnected(self) -> None:
-        """Return when the client has left."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def on_disconnect(self, left: Callable[[], None]) -> None:
+        """Call ``left`` when the client goes before its answer is complete; at once if it has gone."""
+        self.scope["extensions"][ON_DISCONNECT](left)
 
     async def start(self, status: int, content_type: bytes, headers: Iterable[Header] = ()) -> None:
         """Send status and headers; ``X-Request-Id`` is among them."""

@@ -84,16 +84,14 @@ class _Inference:
         except RouterError as error:
             await self._failed(error)
             return
-        async with anyio.create_task_group() as tg:
+        with anyio.CancelScope() as scope:
 
-            async def watch() -> None:
-                await self._exchange.disconnected()
+            def left() -> None:
                 self._trace.cancelled()
-                tg.cancel_scope.cancel()
+                scope.cancel()
 
-            tg.start_soon(watch)
+            self._exchange.on_disconnect(left)
             await self._answer(request, verdict)
-            tg.cancel_scope.cancel()
 
     async def _understood(self, decode: Decode) -> tuple[GenerationRequest, Classification]:
         """What is asked, by whom, and where it goes.

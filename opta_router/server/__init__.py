@@ -10,10 +10,12 @@ from opta_router.server.lifespan import LifespanEndedError
 from opta_router.server.limits import ServerLimits
 from opta_router.server.refusal import RenderError, refuse
 from opta_router.server.repairs import UnrepairedHypercornError
+from opta_router.server.repairs.app_queue import ON_DISCONNECT
 from opta_router.server.runner import serve
 from opta_router.server.signals import StopSignals, stop_signals
 
 __all__ = [
+    "ON_DISCONNECT",
     "BindError",
     "BodyLimit",
     "HostGuard",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import anyio
+import asyncio
 
 from opta_router.server.refusal import (
     ASGIApp,
@@ -76,7 +76,7 @@ class BodyLimit:
         try:
             self._check_headers(scope)
             try:
-                with anyio.fail_after(self._read_timeout_s):
+                async with asyncio.timeout(self._read_timeout_s):
                     await self._read(receive, chunks)
             except TimeoutError:
                 raise _RefusedError(408, "body_timeout", f"no complete body in {self._read_timeout_s:g} s") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -93,6 +93,8 @@ class CompletionBody(_Common, kw_only=True):
     prompt: str | Annotated[list[TokenId | str], Meta(min_length=1)]
 
 
+Body = TypeVar("Body", ChatBody, CompletionBody)
+
 _ROLES: Final = MappingProxyType({"system": "system", "developer": "system", "user": "user", "assistant": "assistant"})
 _EMPTY_ONLY: Final = ("tool_calls", "tool_call_id", "function_call", "refusal", "audio", "annotations")
 
@@ -157,11 +159,11 @@ def decode_completion(body: bytes, hint_fields: Collection[str] = ()) -> Generat
 
 
 def _decode(
-    body: bytes, kind: type[json_body.T], unsupported: MappingProxyType[str, Neutral], hint_fields: Collection[str]
-) -> tuple[dict[str, msgspec.Raw], json_body.T]:
+    body: bytes, kind: type[Body], unsupported: MappingProxyType[str, Neutral], hint_fields: Collection[str]
+) -> tuple[dict[str, msgspec.Raw], Body]:
     given = json_body.fields(body)
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]  # type: ignore[arg-type]
-    json_body.check_names(given, known, unsupported, {*hint_fields, *_HARMLESS})
+    # Not `msgspec.structs.fields`: that resolves the annotations anew each time, which took half of a request's time.
+    json_body.check_names(given, kind.__struct_encode_fields__, unsupported, {*hint_fields, *_HARMLESS})
     return given, json_body.decode(body, kind)
 
 

@@ -6,11 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from hypercorn.asyncio.task_group import TaskGroup, _handle
 
 Message = MutableMapping[str, Any]
+
+ON_DISCONNECT: Final = "opta.on_disconnect"
+"""Extension of the ASGI scope: see :meth:`AppQueue.on_disconnect`. A task that waits for the disconnect message costs
+more than all of Hypercorn's work on a small request."""
 
 _DISCONNECTS = ("http.disconnect", "websocket.disconnect")
 
@@ -26,6 +30,7 @@ class AppQueue:
         self._messages: deque[Message] = deque()
         self._max_messages = max_messages
         self._disconnect: Message | None = None
+        self._left: Callable[[], None] | None = None
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self.closed = False
@@ -45,6 +50,8 @@ class AppQueue:
         if message["type"] in _DISCONNECTS:
             self._disconnect = message
             self.close()
+            if self._left is not None:
+                self._left()
             return
         while not self.closed and len(self._messages) >= self._max_messages:
             self._writable.clear()
@@ -52,6 +59,16 @@ class AppQueue:
         if not self.closed:
             self._messages.append(message)
             self._readable.set()
+
+    def on_disconnect(self, left: Callable[[], None]) -> None:
+        """Call ``left`` when the client goes before its answer is complete; at once if it has gone."""
+        self._left = left
+        if self._disconnect is not None:
+            left()
+
+    def answered(self) -> None:
+        """The answer is complete: who goes now leaves nothing behind."""
+        self._left = None
 
     def close(self) -> None:
         """Nothing more is wanted: the answer is complete, the application has returned or the client has gone."""
@@ -72,6 +89,7 @@ class AppTaskGroup(TaskGroup):  # type: ignore[misc]
     ) -> Callable[[Message], Awaitable[None]]:
         """Start the application on `scope`; returns where to put the client's messages."""
         queue = AppQueue(config.max_app_queue_size)
+        scope["extensions"][ON_DISCONNECT] = queue.on_disconnect
 
         async def send_or_yield(message: Any) -> None:
             if message is None:
@@ -79,6 +97,8 @@ class AppTaskGroup(TaskGroup):  # type: ignore[misc]
             elif queue.closed:
                 # Nothing downstream waits any more, and an application that only ever sends must not own the loop.
                 await asyncio.sleep(0)
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                queue.answered()
             await send(message)
 
         run_in_thread = partial(self._loop.run_in_executor, None)

@@ -18,6 +18,7 @@ from opta_router.server.repairs.h2 import RepairedH2
 from opta_router.server.repairs.h11 import RepairedH11
 
 _READ_BYTES = 2**16
+_MOST_UNWRITTEN_BYTES = 2**16
 
 
 class Connection:
@@ -41,6 +42,7 @@ class Connection:
         self._app, self._config, self._context, self._state, self._limits = app, config, context, state, limits
         self._reader, self._writer = streams
         self._loop = asyncio.get_running_loop()
+        self._unwritten = bytearray()
         self._written_bytes = 0
         self._left_bytes: int | None = None  # of what was written, when the peer was last looked at while closing
         self._protocol: Any = None
@@ -137,14 +139,24 @@ class Connection:
             await self._protocol.handle(Closed())
             return
         try:
-            # At once: were a task cancelled while it waits for its turn, bytes would be lost that the protocol's
-            # state takes for sent, and over HTTP/2 every other stream with them.
-            self._writer.write(data)
-            self._written_bytes += len(data)
+            # Taken at once: were a task cancelled while it waits for its turn, bytes would be lost that the protocol's
+            # state takes for sent, and over HTTP/2 every other stream with them. Written together with what else
+            # there is to write in this turn of the loop: an answer's head, body and end cost one system call.
+            if not self._unwritten:
+                self._loop.call_soon(self._flush)
+            self._unwritten += data
+            if len(self._unwritten) >= _MOST_UNWRITTEN_BYTES:
+                self._flush()
             if transport.get_write_buffer_size():
                 await self._drain_while_moving()
         except (OSError, RuntimeError):
             await self._protocol.handle(Closed())
+
+    def _flush(self) -> None:
+        data, self._unwritten = bytes(self._unwritten), bytearray()
+        if data and not self._writer.transport.is_closing():
+            self._writer.write(data)
+            self._written_bytes += len(data)
 
     async def _drain_while_moving(self) -> None:
         """Wait for room in the write buffer; abort a peer that has taken nothing for `write_stall_s`."""
@@ -163,7 +175,7 @@ class Connection:
 
     def _close_idle(self) -> None:
         if isinstance(self._protocol, RepairedH2) and not self._closing:
-            self._writer.write(self._protocol.farewell())
+            self._unwritten += self._protocol.farewell()
         self._begin_close()
 
     def _begin_close(self) -> None:
@@ -171,6 +183,7 @@ class Connection:
             return
         self._closing = True
         with contextlib.suppress(OSError, RuntimeError):  # the peer was faster
+            self._flush()
             self._writer.write_eof()
         self._linger()
 
@@ -187,6 +200,7 @@ class Connection:
         """Give the descriptor back; `wait_closed` alone would wait for a stalled reader for ever."""
         if not self._closing:
             self._closing = True
+            self._flush()
             self._linger()
         self._writer.close()
         try:
