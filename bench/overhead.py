@@ -170,9 +170,7 @@ async def _streams(running: dict[str, servers.Running], ways: dict[str, Way], wa
     rates: dict[str, list[float]] = {name: [] for name in running if name != ECHO}
     for _ in range(wanted.rounds):
         for name, measured in rates.items():
-            answers = await http_load.flood(
-                running[name].port, request, connections=STREAMS, seconds=wanted.seconds
-            )
+            answers = await http_load.flood(running[name].port, request, connections=STREAMS, seconds=wanted.seconds)
             measured.append(answers * STREAM_TOKENS)
     for name, measured in rates.items():
         ways[name].stream_tokens_per_s = round(median(measured), 1)
@@ -229,9 +227,7 @@ def bars(ways: Sequence[Way]) -> list[Bar]:
     promises = [Bar("median ms added over the echo, one connection", round(added_ms, 3), 1.0, added_ms < 1.0)]
     for connections, rate in ours.requests_per_s.items():
         share = rate / echo.requests_per_s[connections]
-        promises.append(
-            Bar(f"requests/s : the echo's, {connections} connections", round(share, 2), 0.5, share >= 0.5)
-        )
+        promises.append(Bar(f"requests/s : the echo's, {connections} connections", round(share, 2), 0.5, share >= 0.5))
     if LITELLM in found:
         for connections, rate in ours.requests_per_s.items():
             times = rate / found[LITELLM].requests_per_s[connections]

@@ -18,15 +18,18 @@ from lanes.errors import HostDied, HostUnavailable, RequestRefused, WireError
 from lanes.framed import FramedSocket
 
 OnEnd = Callable[[wire.Finished | wire.Failed], None]
+OnProgress = Callable[[wire.Delta | wire.Moved], None]
+"""Called as an event arrives, however slowly the answer is read."""
 
 
 class Generation:
     """One request on a host, from submission to its last event."""
 
-    def __init__(self, submit: wire.Submit, link: Link, on_end: OnEnd) -> None:
+    def __init__(self, submit: wire.Submit, link: Link, on_end: OnEnd, on_progress: OnProgress | None) -> None:
         self.submit = submit
         self._link = link
         self._on_end = on_end
+        self._on_progress = on_progress
         self._inbox: deque[wire.Event] = deque()
         self._arrived = asyncio.Event()
         self._completion_tokens = 0
@@ -61,6 +64,11 @@ class Generation:
         if not self.ended:
             self._link.send_soon(wire.Cancel(self.submit.request_id))
 
+    def move(self, lane: wire.Lane) -> None:
+        """Ask the host to go on in another lane; :class:`lanes.wire.Moved` says where it does."""
+        if not self.ended:
+            self._link.send_soon(wire.Move(self.submit.request_id, lane))
+
     def _deliver(self, event: wire.Event) -> None:
         if isinstance(event, wire.Delta):
             if event.index != self._completion_tokens:
@@ -68,6 +76,8 @@ class Generation:
                     f"request {event.request_id}: delta at token {event.index}, expected {self._completion_tokens}"
                 )
             self._completion_tokens += len(event.token_ids)
+        if self._on_progress is not None and isinstance(event, wire.Delta | wire.Moved):
+            self._on_progress(event)
         self._inbox.append(event)
         if isinstance(event, wire.Finished | wire.Failed):
             self.ended = True
@@ -90,8 +100,8 @@ class Link:
         """Requests submitted and not ended."""
         return len(self._generations)
 
-    def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
-        """Hand a request to the host. ``on_end`` is called exactly once, from the event loop.
+    def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
+        """Hand a request to the host. ``on_end`` is called exactly once, from the event loop, as ``on_progress`` is.
 
         Raises:
             HostUnavailable: the link is closed; ``on_end`` will not be called.
@@ -100,7 +110,7 @@ class Link:
             raise HostUnavailable("the engine is not running")
         if submit.request_id in self._generations:
             raise ValueError(f"request id {submit.request_id!r} is in use")
-        generation = Generation(submit, self, on_end)
+        generation = Generation(submit, self, on_end, on_progress)
         self.send_soon(submit)
         self._generations[submit.request_id] = generation
         return generation

@@ -24,7 +24,7 @@ from anyio.streams.text import TextReceiveStream
 
 from lanes import wire
 from lanes.blas import preload_environment
-from lanes.client import Generation, Link, OnEnd
+from lanes.client import Generation, Link, OnEnd, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, WireError
 from lanes.states import HostEvent, HostState, IllegalTransition, after
 
@@ -96,7 +96,7 @@ class Supervisor:
         """Return when the host that runs now, or starts next, is lost."""
         await self._was_lost.wait()
 
-    def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
+    def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
         """Hand a request to the host; see :meth:`lanes.client.Link.submit`.
 
         Raises:
@@ -104,7 +104,7 @@ class Supervisor:
         """
         if self._link is None or self._state is not HostState.READY:
             raise HostUnavailable("; ".join(self.not_ready_reasons()) or "the engine is not running")
-        return self._link.submit(submit, on_end)
+        return self._link.submit(submit, on_end, on_progress)
 
     def set_lanes(self, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> None:
         """Change weights and limits, here and in every host to come."""

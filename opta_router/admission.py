@@ -7,7 +7,11 @@ A ticket's life is one row of states::
       └─ rejected   withdrawn, expired
 
 A slot belongs to a ticket from its grant to :meth:`Admission.release`, or to :meth:`Admission.withdraw` if whoever
-asked has left before taking it. A free slot goes to the client that start-time fair queueing picks, by the clients'
+asked has left before taking it. An active ticket may :meth:`~Admission.move` to the other lane: it keeps its slot until
+it has one there, for which it waits before all that are queued, because its request already holds device memory. Such
+tickets are never more than the lane that they leave has slots.
+
+A free slot goes to the client that start-time fair queueing picks, by the clients'
 weights; among one client's tickets it goes round its sub-clients with equal shares. Sub-clients are a level of their
 own because anyone can make up their names: a thousand of them still share their client's one part.
 
@@ -74,7 +78,7 @@ class TicketState(StrEnum):
 class Ticket:
     """A place in a lane. Only :class:`Admission` writes to it."""
 
-    __slots__ = ("ask", "deadline_s", "lane", "offered_s", "route", "state")
+    __slots__ = ("ask", "deadline_s", "lane", "moving_to", "offered_s", "route", "state")
 
     def __init__(self, ask: Ask, lane: Lane, route: str, offered_s: float, deadline_s: float) -> None:
         self.ask = ask
@@ -83,6 +87,7 @@ class Ticket:
         self.offered_s = offered_s
         self.deadline_s = deadline_s
         self.state = TicketState.QUEUED
+        self.moving_to: Lane | None = None
 
     def __repr__(self) -> str:
         return f"<Ticket {self.state} {self.lane} {self.route} client={self.ask.client!r}>"
@@ -94,6 +99,13 @@ class Granted(msgspec.Struct, frozen=True):
     ticket: Ticket
 
 
+class MoveGranted(msgspec.Struct, frozen=True):
+    """The ticket has a slot in ``lane``, too, until :meth:`Admission.moved`."""
+
+    ticket: Ticket
+    lane: Lane
+
+
 class Rejected(msgspec.Struct, frozen=True):
     """The ticket is over."""
 
@@ -102,7 +114,7 @@ class Rejected(msgspec.Struct, frozen=True):
     retry_after_s: int
 
 
-Effect: TypeAlias = Granted | Rejected
+Effect: TypeAlias = Granted | MoveGranted | Rejected
 
 
 class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +126,7 @@ class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int
     granted: int
     spilled: int
+    demoted: int
     rejected: Mapping[str, int]
 
 
@@ -222,7 +235,8 @@ class _ClientQueue:
 class _LaneQueue:
     """One lane: its slots, and who waits for them."""
 
-    def __init__(self, limits: LaneLimits) -> None:
+    def __init__(self, lane: Lane, limits: LaneLimits) -> None:
+        self.lane = lane
         self.limits = limits
         self.active = 0
         self.queued = 0
@@ -231,6 +245,8 @@ class _LaneQueue:
         self.rate = _DrainRate()
         self.granted = 0
         self.spilled = 0
+        self.demoted = 0
+        self.movers: deque[Ticket] = deque()
         self.rejected: dict[str, int] = {}
         self._resting: OrderedDict[str, _ClientQueue] = OrderedDict()
 
@@ -296,6 +312,7 @@ class _LaneQueue:
             max_queue=self.limits.max_queue,
             granted=self.granted,
             spilled=self.spilled,
+            demoted=self.demoted,
             rejected=dict(self.rejected),
         )
 
@@ -307,8 +324,9 @@ class Admission:
     """
 
     def __init__(self, limits: Mapping[Lane, LaneLimits]) -> None:
-        self._lanes: dict[Lane, _LaneQueue] = {lane: _LaneQueue(bounds) for lane, bounds in limits.items()}
+        self._lanes: dict[Lane, _LaneQueue] = {lane: _LaneQueue(lane, bounds) for lane, bounds in limits.items()}
         self._client_active: dict[str, int] = {}
+        self._in_two_lanes: set[Ticket] = set()
         self._draining = False
 
     def offer(self, ask: Ask, now_s: float) -> tuple[Ticket, list[Effect]]:
@@ -358,6 +376,27 @@ class Admission:
         self._lanes[ticket.lane].rate.freed(now_s)
         return self._give_back(ticket, now_s)
 
+    def move(self, ticket: Ticket, lane: Lane, now_s: float) -> list[Effect]:
+        """A confirmed ticket asks for a slot of another lane, to go on there; it keeps its own meanwhile."""
+        self._expect(ticket, TicketState.ACTIVE)
+        if ticket.moving_to is not None or lane == ticket.lane:
+            raise ValueError(f"{ticket!r} cannot move to {lane}")
+        ticket.moving_to = lane
+        self._lanes[lane].movers.append(ticket)
+        return self._fill(self._lanes[lane], now_s)
+
+    def moved(self, ticket: Ticket, lane: Lane, now_s: float) -> list[Effect]:
+        """A ticket with a granted move is in ``lane`` now: where it wanted to go, or still where it was."""
+        if ticket not in self._in_two_lanes or ticket.moving_to is None:
+            raise ValueError(f"{ticket!r} has no granted move")
+        left = ticket.lane if lane == ticket.moving_to else ticket.moving_to
+        if left == ticket.lane:
+            self._lanes[left].demoted += 1
+            self._lanes[left].rate.freed(now_s)
+        ticket.lane = lane
+        self._end_move(ticket, left)
+        return self._fill_all(now_s)
+
     def expire(self, now_s: float) -> list[Effect]:
         """Turn away everyone whose time in the queue is up."""
         effects: list[Effect] = []
@@ -397,13 +436,16 @@ class Admission:
     def check_integrity(self) -> None:
         """Count again what is kept as a number. Raises AssertionError."""
         active = sum(queue.active for queue in self._lanes.values())
-        assert active == sum(self._client_active.values()), (active, self._client_active)
+        assert active == sum(self._client_active.values()) + len(self._in_two_lanes), (active, self._client_active)
+        assert all(t.state is TicketState.ACTIVE and t.moving_to for t in self._in_two_lanes), self._in_two_lanes
         assert all(count > 0 for count in self._client_active.values()), self._client_active
         for lane, queue in self._lanes.items():
             waiting = [ticket for client in queue.clients.values() for ticket in client]
             assert queue.queued == len(waiting) == sum(client.size for client in queue.clients.values()), lane
             assert all(ticket.state is TicketState.QUEUED and ticket.lane == lane for ticket in waiting), lane
             assert queue.active >= 0, lane
+            assert all(t.state is TicketState.ACTIVE and t.moving_to == lane for t in queue.movers), lane
+            assert self._in_two_lanes.isdisjoint(queue.movers), lane
 
     def _wanted(self, ask: Ask) -> Lane:
         """The lane of a request before any spilling."""
@@ -436,6 +478,11 @@ class Admission:
 
     def _fill(self, queue: _LaneQueue, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
+        while queue.active < queue.limits.max_active and queue.movers:
+            mover = queue.movers.popleft()
+            self._in_two_lanes.add(mover)
+            queue.active += 1
+            effects.append(MoveGranted(mover, queue.lane))
         while queue.active < queue.limits.max_active and (eligible := self._eligible(queue)):
             ticket = queue.pop(eligible)
             ticket.state = TicketState.GRANTED
@@ -456,12 +503,21 @@ class Admission:
 
     def _give_back(self, ticket: Ticket, now_s: float) -> list[Effect]:
         ticket.state = TicketState.OVER
+        if ticket in self._in_two_lanes and ticket.moving_to is not None:
+            self._end_move(ticket, ticket.moving_to)
+        elif ticket.moving_to is not None:
+            self._lanes[ticket.moving_to].movers.remove(ticket)
         self._lanes[ticket.lane].active -= 1
         client = ticket.ask.client
         self._client_active[client] -= 1
         if not self._client_active[client]:
             del self._client_active[client]
         return self._fill_all(now_s)
+
+    def _end_move(self, ticket: Ticket, left: Lane) -> None:
+        self._in_two_lanes.remove(ticket)
+        self._lanes[left].active -= 1
+        ticket.moving_to = None
 
     def _reject(self, ticket: Ticket, code: RejectCode) -> Rejected:
         ticket.state = TicketState.OVER

@@ -17,11 +17,11 @@ import anyio
 import msgspec
 
 from lanes import wire
-from lanes.client import Generation, OnEnd
+from lanes.client import Generation, OnEnd, OnProgress
 from lanes.errors import HostDied, HostUnavailable, RequestRefused
 from opta_router import errors
-from opta_router.admission import Admission, Ask, Effect, Granted, LaneLimits, LaneStats, Rejected, Ticket
-from opta_router.request import Ending, GenerationRequest, OptaReport, SpeculativeReport
+from opta_router.admission import Admission, Ask, Effect, LaneLimits, LaneStats, MoveGranted, Rejected, Ticket
+from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
 from opta_router.telemetry import RequestTrace
 from policies.classify import Classification
 from policies.errors import SpeculationUnsupported
@@ -41,7 +41,7 @@ class Engine(Protocol):
     load_failures: dict[str, str]
     stats: wire.Stats | None
 
-    def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
+    def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
         """Hand a request over. Raises HostUnavailable."""
         ...
 
@@ -78,6 +78,28 @@ class _Seat:
         self.decided.set()
 
 
+class _TokenBudget:
+    """An ``auto`` answer in the interactive lane: when it has had its tokens there, it goes on in the other lane.
+
+    A multi-level feedback queue with two levels (Corbató, Merwin-Daggett, Daley, "An Experimental Time-Sharing System",
+    1962): who turns out to want much is moved out of the way of who wants little, and nobody has to say beforehand.
+    """
+
+    def __init__(self, tokens: int, ask: Callable[[], None], moved: Callable[[wire.Moved], None]) -> None:
+        self._tokens = tokens
+        self._ask = ask
+        self._moved = moved
+        self._spent = False
+
+    def progress(self, event: wire.Delta | wire.Moved) -> None:
+        """Look at what the host sent."""
+        if isinstance(event, wire.Moved):
+            self._moved(event)
+        elif not self._spent and event.index + len(event.token_ids) >= self._tokens:
+            self._spent = True
+            self._ask()
+
+
 class Dispatcher:
     """One for each router. Everything happens on one event loop.
 
@@ -93,6 +115,7 @@ class Dispatcher:
         self._now_s = now_s
         self._admission = Admission(_limits(config))
         self._seats: dict[Ticket, _Seat] = {}
+        self._running: dict[Ticket, Answer] = {}
 
     def now_s(self) -> float:
         """The clock of :attr:`Arrival.arrived_s`."""
@@ -136,7 +159,9 @@ class Dispatcher:
             submit = arrival.request.submission(
                 secrets.token_hex(12), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
-            generation = self._engine.submit(submit, lambda _: self._release(ticket))
+            budget = self._token_budget(arrival, ticket, submit, answer)
+            self._running[ticket] = answer
+            generation = self._engine.submit(submit, lambda _: self._release(ticket), budget)
         except BaseException as exc:
             self._release(ticket)
             if isinstance(exc, HostUnavailable):
@@ -185,14 +210,34 @@ class Dispatcher:
         arrival.trace.admitted(ticket.lane, ticket.route)
         return ticket
 
+    def _token_budget(self, arrival: Arrival, ticket: Ticket, submit: wire.Submit, answer: Answer) -> OnProgress | None:
+        tokens = arrival.config.lanes.interactive.demote_after_tokens
+        chosen_by_us = arrival.verdict.lane == "auto" and ticket.lane == "interactive"
+        if not chosen_by_us or tokens is None or submit.max_tokens <= tokens:
+            return None
+
+        def moved(event: wire.Moved) -> None:
+            if event.lane != ticket.lane:
+                answer.moved(event)
+            self._perform(self._admission.moved(ticket, event.lane, self._now_s()))
+
+        def ask() -> None:
+            self._perform(self._admission.move(ticket, "throughput", self._now_s()))
+
+        return _TokenBudget(tokens, ask, moved).progress
+
     def _release(self, ticket: Ticket) -> None:
+        self._running.pop(ticket, None)
         self._perform(self._admission.release(ticket, self._now_s()))
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
+            if isinstance(effect, MoveGranted):
+                self._running[effect.ticket].move(effect.lane)
+                continue
             seat = self._seats.get(effect.ticket)
             if seat is not None:
-                seat.decide(None if isinstance(effect, Granted) else effect)
+                seat.decide(effect if isinstance(effect, Rejected) else None)
 
     def _speculation(self, arrival: Arrival, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
         asked = SpecRequest(arrival.request.num_draft_tokens)
@@ -218,6 +263,7 @@ class Answer:
         self._decision = speculation()
         self._queue_ms = self._elapsed_ms()
         self._ttft_ms: float | None = None
+        self._demoted: Demotion | None = None
         self._pending: list[wire.Event] = []
         self._generation: Generation | None = None
 
@@ -229,6 +275,16 @@ class Answer:
     def attach(self, generation: Generation) -> None:
         """The request is on its way to the host."""
         self._generation = generation
+
+    def move(self, lane: wire.Lane) -> None:
+        """There is room in another lane: the host may take it there."""
+        if self._generation is not None:
+            self._generation.move(lane)
+
+    def moved(self, event: wire.Moved) -> None:
+        """The host has."""
+        self._demoted = Demotion(event.lane, event.completion_tokens)
+        self._arrival.trace.demoted(event.lane, event.completion_tokens)
 
     async def started(self) -> None:
         """Return when the host has taken the prompt: from here on, errors are rare.
@@ -287,6 +343,7 @@ class Answer:
             ttft_ms=self._ttft_ms,
             resumed=0,
             hint_ignored=self._arrival.verdict.hint_ignored,
+            demoted=self._demoted,
             speculative=self._spec_report(finished.speculative if finished is not None else None),
         )
 

@@ -109,8 +109,18 @@ class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     acceptance_ratio: float | None = None
 
 
+class Demotion(msgspec.Struct, frozen=True):
+    """An answer's move to another lane, after so many of its tokens."""
+
+    lane: wire.Lane
+    after_tokens: int
+
+
 class OptaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The ``opta`` object of an answer: who served it, why, and how quickly. Times in milliseconds since arrival."""
+    """The ``opta`` object of an answer: who served it, why, and how quickly. Times in milliseconds since arrival.
+
+    ``lane`` is the one that admitted it, as in the headers; ``demoted`` says where it went on.
+    """
 
     lane: wire.Lane
     route: str
@@ -118,6 +128,7 @@ class OptaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttft_ms: float | None = None
     resumed: int
     hint_ignored: str | None = None
+    demoted: Demotion | None = None
     speculative: SpeculativeReport
 
 

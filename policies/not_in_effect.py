@@ -6,7 +6,6 @@ from typing import Any
 
 NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
-        "lanes.interactive.demote_after_tokens": "a request stays in the lane that it started in",
         "memory.limit": "memory is not limited; models are loaded as asked",
         "memory.shed": "memory is not watched; no work is shed for it",
         "telemetry.record_content": "prompts and answers are never recorded",

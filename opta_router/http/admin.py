@@ -43,6 +43,7 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     granted: int
     spilled: int
+    demoted: int
     rejected: Mapping[str, int]
     device_s: float | None
 
@@ -124,6 +125,7 @@ def _lane_view(service: Service, lane: LaneName) -> LaneView:
         queued=stats.queued,
         granted=stats.granted,
         spilled=stats.spilled,
+        demoted=stats.demoted,
         rejected=stats.rejected,
         device_s=round(host.lanes[lane].device_s, 3) if host is not None else None,
     )

@@ -20,6 +20,7 @@ SPAN_DECODE: Final = "opta.decode"
 # events
 
 EVENT_ADMITTED: Final = "opta.lane.admitted"
+EVENT_DEMOTED: Final = "opta.lane.demoted"
 EVENT_FIRST_TOKEN: Final = "gen_ai.first_token"  # noqa: S105
 EVENT_RESUMED: Final = "opta.resumed"
 
@@ -75,6 +76,10 @@ TTFT_MS: Final = "opta.ttft_ms"
 RESUMED: Final = "opta.resumed"
 EMITTED_TOKENS: Final = "opta.resumed.emitted_tokens"
 """On the event :data:`EVENT_RESUMED`: tokens that the client already had."""
+
+DEMOTED: Final = "opta.demoted"
+"""Present, and true, if the answer began in the interactive lane and went on in the other."""
+DEMOTED_EMITTED_TOKENS: Final = "opta.demoted.emitted_tokens"
 
 SPEC_REQUESTED: Final = "opta.spec.requested"
 SPEC_ACTIVE: Final = "opta.spec.active"

@@ -142,6 +142,14 @@ class SpanTrace(RequestTrace):
         self._ttft_ms = (now_ns - self._begun_wall_ns) / 1e6
         self._client.add_event(names.EVENT_FIRST_TOKEN, timestamp=now_ns)
 
+    def demoted(self, lane: Lane, emitted_tokens: int) -> None:
+        """See :class:`RequestTrace`."""
+        if self._client is None or self._decode is None:
+            return
+        self._client.set_attributes({names.DEMOTED: True, names.DEMOTED_EMITTED_TOKENS: emitted_tokens})
+        event: facts.Attributes = {names.LANE: lane, names.DEMOTED_EMITTED_TOKENS: emitted_tokens}
+        self._decode.add_event(names.EVENT_DEMOTED, event, self._now_ns())
+
     def interrupted(self) -> None:
         """See :class:`RequestTrace`."""
         if self._decode is not None:

@@ -48,6 +48,9 @@ class RequestTrace:
     def first_token(self) -> None:
         """The first token came back."""
 
+    def demoted(self, lane: Lane, emitted_tokens: int) -> None:
+        """The answer goes on in ``lane``, after ``emitted_tokens`` tokens."""
+
     def interrupted(self) -> None:
         """The host died. A resumption or an ending follows."""
 

@@ -15,6 +15,7 @@ from opta_router.admission import (
     Ask,
     Granted,
     LaneLimits,
+    MoveGranted,
     Rejected,
     TicketState,
 )
@@ -30,6 +31,7 @@ class Door:
         self.admission = Admission({"interactive": LaneLimits(*interactive), "throughput": LaneLimits(*throughput)})
         self.granted = []
         self.rejected = []
+        self.moves = []
 
     def offer(self, client="", lane="interactive", **ask):
         ticket, effects = self.admission.offer(Ask(lane=lane, route="default", client=client, **ask), self.now_s)
@@ -47,9 +49,15 @@ class Door:
     def withdraw(self, ticket):
         self.perform(self.admission.withdraw(ticket, self.now_s))
 
+    def move(self, ticket, lane="throughput"):
+        self.perform(self.admission.move(ticket, lane, self.now_s))
+
+    def moved(self, ticket, lane="throughput"):
+        self.perform(self.admission.moved(ticket, lane, self.now_s))
+
     def perform(self, effects):
         for effect in effects:
-            (self.granted if isinstance(effect, Granted) else self.rejected).append(effect)
+            {Granted: self.granted, MoveGranted: self.moves, Rejected: self.rejected}[type(effect)].append(effect)
         self.admission.check_integrity()
 
     def serve(self, count, each_s=0.0):
@@ -354,6 +362,95 @@ def test_an_idle_hour_does_not_make_a_lane_look_slow():
     assert door.rejected[-1].retry_after_s <= 2
 
 
+# moving to the other lane
+
+
+def test_whoever_moves_keeps_its_slot_until_it_has_arrived():
+    door = Door()
+    ticket = door.confirmed()
+    door.move(ticket)
+    assert [(move.ticket, move.lane) for move in door.moves] == [(ticket, "throughput")]
+    assert (door.stats().active, door.stats("throughput").active) == (1, 1)
+    door.moved(ticket)
+    assert (ticket.lane, door.stats().active, door.stats("throughput").active) == ("throughput", 0, 1)
+    assert (door.stats().demoted, door.stats("throughput").demoted) == (1, 0)
+    door.release(ticket)
+    assert door.stats("throughput").active == 0
+
+
+def test_whoever_moves_waits_for_a_slot_before_all_that_are_queued():
+    door = Door()
+    running = [door.confirmed(lane="throughput") for _ in range(2)]
+    queued = door.offer(lane="throughput")
+    ticket = door.confirmed()
+    door.move(ticket)
+    assert door.moves == []
+    door.release(running[0])
+    assert [move.ticket for move in door.moves] == [ticket]
+    assert queued.state is TicketState.QUEUED
+    door.moved(ticket)
+    door.release(ticket)
+    assert queued.state is TicketState.GRANTED
+
+
+def test_the_slot_that_a_move_frees_goes_to_the_next_in_the_queue():
+    door = Door()
+    ticket = door.confirmed()
+    waiting = door.offer()
+    door.move(ticket)
+    assert waiting.state is TicketState.QUEUED
+    door.moved(ticket)
+    assert waiting.state is TicketState.GRANTED
+
+
+def test_whoever_could_not_move_gives_the_second_slot_back():
+    door = Door()
+    ticket = door.confirmed()
+    door.move(ticket)
+    door.moved(ticket, "interactive")
+    assert (ticket.lane, door.stats().active, door.stats("throughput").active) == ("interactive", 1, 0)
+    assert door.stats().demoted == 0
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["in two lanes", "waiting to move"])
+def test_whoever_ends_while_it_moves_gives_everything_back(full):
+    door = Door()
+    others = [door.confirmed(lane="throughput") for _ in range(2 if full else 0)]
+    ticket = door.confirmed()
+    door.move(ticket)
+    door.release(ticket)
+    for other in others:
+        door.release(other)
+    assert (door.stats().active, door.stats("throughput").active) == (0, 0)
+    with pytest.raises(ValueError, match="no granted move"):
+        door.moved(ticket)
+
+
+def test_a_client_at_its_bound_may_move_for_it_is_one_request_still():
+    door = Door()
+    ticket = door.confirmed("bounded", client_max_active=1)
+    door.move(ticket)
+    assert len(door.moves) == 1
+    door.moved(ticket)
+    another = door.offer("bounded", client_max_active=1)
+    assert another.state is TicketState.QUEUED
+    door.release(ticket)
+    assert another.state is TicketState.GRANTED
+
+
+@pytest.mark.parametrize("lane", ["interactive", "throughput"])
+def test_only_a_running_request_moves_once_and_to_another_lane(lane):
+    door = Door(interactive=(2, 4, 30.0, None))
+    granted = door.offer()
+    with pytest.raises(ValueError, match="is not active"):
+        door.move(granted)
+    ticket = door.confirmed()
+    if lane == "throughput":
+        door.move(ticket)
+    with pytest.raises(ValueError, match="cannot move"):
+        door.move(ticket, lane)
+
+
 # everything together
 
 CLIENTS = {"": (1.0, None), "bounded": (1.0, 1), "heavy": (4.0, 3)}
@@ -366,7 +463,9 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.door = Door(interactive=(1, 2, 10.0, "throughput"), throughput=(3, 4, 20.0, None))
         self.tickets = []
+        self.in_two_lanes = []
         self.told = Counter()
+        self.has_moved = Counter()
         self.before = dict.fromkeys(LANES, (0, 0))
 
     def perform(self, effects):
@@ -376,6 +475,10 @@ class AnyOrder(RuleBasedStateMachine):
             if isinstance(effect, Rejected):
                 assert effect.ticket.state is TicketState.OVER
                 assert MIN_RETRY_S <= effect.retry_after_s <= MAX_RETRY_S
+            elif isinstance(effect, MoveGranted):
+                assert effect.ticket.state is TicketState.ACTIVE
+                assert effect.ticket.moving_to == effect.lane != effect.ticket.lane
+                self.in_two_lanes.append(effect.ticket)
             else:
                 assert effect.ticket.state is TicketState.GRANTED
         assert not self.told or max(self.told.values()) == 1, "told twice"
@@ -413,7 +516,29 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.any_in(TicketState.ACTIVE))
     @rule(data=st.data())
     def release(self, data):
-        self.perform(self.door.admission.release(self.some(data, TicketState.ACTIVE), self.door.now_s))
+        ticket = self.some(data, TicketState.ACTIVE)
+        self.in_two_lanes = [other for other in self.in_two_lanes if other is not ticket]
+        self.perform(self.door.admission.release(ticket, self.door.now_s))
+
+    def still(self):
+        return [t for t in self.tickets if t.state is TicketState.ACTIVE and not self.has_moved[t]]
+
+    @precondition(lambda self: self.still())
+    @rule(data=st.data())
+    def move(self, data):
+        ticket = data.draw(st.sampled_from(self.still()))
+        lane = "throughput" if ticket.lane == "interactive" else "interactive"
+        self.has_moved[ticket] += 1
+        self.perform(self.door.admission.move(ticket, lane, self.door.now_s))
+
+    @precondition(lambda self: self.in_two_lanes)
+    @rule(data=st.data(), stays=st.booleans())
+    def moved(self, data, stays):
+        ticket = data.draw(st.sampled_from(self.in_two_lanes))
+        lane = ticket.lane if stays else ticket.moving_to
+        self.in_two_lanes.remove(ticket)
+        self.perform(self.door.admission.moved(ticket, lane, self.door.now_s))
+        assert (ticket.lane, ticket.moving_to) == (lane, None)
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
@@ -449,7 +574,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(bound is None or of_client[name] <= bound for name, (_, bound) in CLIENTS.items())
         for lane in LANES:
             waiting = [t for t in self.tickets if t.state is TicketState.QUEUED and t.lane == lane]
-            assert stats[lane].active == sum(ticket.lane == lane for ticket in taken)
+            coming = sum(ticket.moving_to == lane for ticket in self.in_two_lanes)
+            assert stats[lane].active == sum(ticket.lane == lane for ticket in taken) + coming
             assert stats[lane].queued == len(waiting)
             # What was there before a bound became smaller stays; nothing is added to it.
             active, queued = self.before[lane]
@@ -459,6 +585,7 @@ class AnyOrder(RuleBasedStateMachine):
             if stats[lane].active < stats[lane].max_active:
                 bounds = {ticket.ask.client: ticket.ask.client_max_active for ticket in waiting}
                 assert all(bound is not None and of_client[name] >= bound for name, bound in bounds.items())
+                assert coming == sum(ticket.moving_to == lane for ticket in taken)
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -108,12 +108,12 @@ def test_check_as_json_is_the_whole_configuration_without_its_secrets(run, confi
 
 
 def test_check_says_what_of_a_file_has_no_effect(run, config_file):
-    file = config_file("lanes: {interactive: {demote_after_tokens: 20}}")
+    file = config_file("speculation: {min_acceptance: 0.2}")
     status, out, _ = run("check", "--config", file)
     assert status == 0
-    assert "not in effect: lanes.interactive.demote_after_tokens: " in out
+    assert "not in effect: speculation.min_acceptance: " in out
     _, as_json, _ = run("check", "--json", "--config", file)
-    assert list(json.loads(as_json)["not_in_effect"]) == ["lanes.interactive.demote_after_tokens"]
+    assert list(json.loads(as_json)["not_in_effect"]) == ["speculation.min_acceptance"]
 
 
 @pytest.mark.parametrize(
