@@ -31,6 +31,8 @@ import msgspec
 
 from lanes.fair_share import FairShare
 from lanes.wire import Lane
+from policies.auto import AutoFacts, Room, choose
+from policies.schema import AutoConfig
 
 ANONYMOUS: Final = ""
 MAX_IDLE_FLOWS: Final = 256
@@ -52,7 +54,7 @@ class LaneLimits(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request wants. ``lane`` may be ``auto``; ``route`` names the rule that chose it.
+    """What a request wants. ``route`` names the rule that chose ``lane``; for ``auto``, ``auto_rules`` choose.
 
     ``timeout_s`` is how long the client would wait for its turn; None: as long as the lane allows.
     """
@@ -64,6 +66,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     client_weight: float = 1.0
     client_max_active: int | None = None
     timeout_s: float | None = None
+    auto: AutoFacts = AutoFacts()
+    auto_rules: AutoConfig = AutoConfig()
 
 
 class TicketState(StrEnum):
@@ -353,7 +357,7 @@ class Admission:
             queue.remove(evicted)
             effects.append(self._reject(evicted, "queue_full"))
         if route == "spill":
-            self._lanes[self._wanted(ask)].spilled += 1
+            self._lanes[self._wanted(ask)[0]].spilled += 1
         queue.push(ticket)
         return ticket, effects + self._fill(queue, now_s)
 
@@ -447,17 +451,21 @@ class Admission:
             assert all(t.state is TicketState.ACTIVE and t.moving_to == lane for t in queue.movers), lane
             assert self._in_two_lanes.isdisjoint(queue.movers), lane
 
-    def _wanted(self, ask: Ask) -> Lane:
-        """The lane of a request before any spilling."""
+    def _wanted(self, ask: Ask) -> tuple[Lane, str]:
+        """Lane and route of a request before any spilling."""
         if ask.lane != "auto":
-            return ask.lane
-        return "interactive" if self._has_room(self._lanes["interactive"], ask) else "throughput"
+            return ask.lane, ask.route
+        throughput = self._lanes["throughput"]
+        room = Room(
+            interactive=self._has_room(self._lanes["interactive"], ask),
+            throughput=self._has_room(throughput, ask),
+            throughput_queue=self._fits(throughput, ask),
+            batch=throughput.active > 0,
+        )
+        return choose(ask.auto_rules, ask.auto, room)
 
     def _placed(self, ask: Ask) -> tuple[Lane, str]:
-        lane = self._wanted(ask)
-        route = ask.route
-        if ask.lane == "auto":
-            route = "auto:room" if lane == "interactive" else "auto:busy"
+        lane, route = self._wanted(ask)
         spill = self._lanes[lane].limits.spill
         if spill is not None and not self._fits(self._lanes[lane], ask) and self._fits(self._lanes[spill], ask):
             return spill, "spill"

@@ -17,11 +17,13 @@ from typing import Any, Final
 import anyio
 import msgspec
 
+from opta_router.dialects.openai import decode_chat, decode_completion
 from opta_router.errors import RouterError
 from opta_router.service import VERSION
 from policies import errors as policy_errors
-from policies.classify import RequestFacts, classify
-from policies.explain import explain
+from policies.auto import AutoFacts
+from policies.classify import Classification, RequestFacts, classify
+from policies.explain import explain, explain_auto
 from policies.load import load_with_source
 from policies.not_in_effect import not_in_effect
 from policies.schema import Config, plain
@@ -183,11 +185,14 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     config = load_with_source(arguments.config).config
     try:
+        arguments.body = sys.stdin.read() if arguments.request == "-" else Path(arguments.request).read_text("utf-8")
         facts = _facts(config, arguments)
         verdict = classify(config, facts)
     except (RouterError, ValueError, OSError) as exc:
         return _complain(str(exc), BAD_USAGE)
     rules = explain(config, facts)
+    if verdict.lane == "auto":
+        rules.append(explain_auto(config, _auto_facts(arguments, verdict)))
     if arguments.json:
         _print_json(
             {
@@ -208,9 +213,18 @@ def _explain(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _auto_facts(arguments: argparse.Namespace, verdict: Classification) -> AutoFacts:
+    """Of a request that may be half a one: what cannot be decoded is taken to be short."""
+    decode = decode_chat if "messages" in msgspec.json.decode(arguments.body) else decode_completion
+    try:
+        return decode(arguments.body.encode()).auto_facts(verdict.preset)
+    except RouterError:
+        return AutoFacts()
+
+
 def _facts(config: Config, arguments: argparse.Namespace) -> RequestFacts:
     """The request as it would arrive. Raises ValueError for what is not one."""
-    text = sys.stdin.read() if arguments.request == "-" else Path(arguments.request).read_text("utf-8")
+    text = arguments.body
     try:
         body = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as exc:

@@ -387,7 +387,14 @@ def _limits(config: Config) -> dict[wire.Lane, LaneLimits]:
 
 def _ask(arrival: Arrival) -> Ask:
     verdict = arrival.verdict
-    ask = Ask(lane=verdict.lane, route=verdict.route, sub_client=arrival.sub_client, timeout_s=arrival.timeout_s)
+    ask = Ask(
+        lane=verdict.lane,
+        route=verdict.route,
+        sub_client=arrival.sub_client,
+        timeout_s=arrival.timeout_s,
+        auto=arrival.request.auto_facts(verdict.preset),
+        auto_rules=arrival.config.routing.auto,
+    )
     client = verdict.client
     if client is None:
         return ask

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from lanes import wire
+from policies.auto import AutoFacts
 from policies.schema import PresetConfig, SamplingPreset
 
 Operation: TypeAlias = Literal["chat", "text_completion"]
@@ -17,6 +18,9 @@ DEFAULT_MAX_TOKENS: Final = 4096
 """For a request that says nothing, in a preset that says nothing. The host clips it to what the context leaves."""
 
 SEED_BITS: Final = 63
+
+BYTES_PER_TOKEN: Final = 4
+"""A rule of thumb for English and code: the router has no tokenizer, and a lane is chosen before the host is asked."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +54,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for an answer, whatever dialect it came in.
 
     ``model`` is what the client typed. ``hints`` holds the body's top-level text fields that may ask for a lane
-    (``service_tier`` and whatever else the configuration names). ``user`` and ``metadata`` change nothing.
+    (``service_tier`` and whatever else the configuration names). ``tools``: some are offered, and must not be called.
+    ``user`` and ``metadata`` change nothing.
     """
 
     operation: Operation
@@ -65,7 +70,18 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     metadata: Mapping[str, str] = {}
     service_tier: str | None = None
+    tools: bool = False
     hints: Mapping[str, str] = {}
+
+    def auto_facts(self, preset: PresetConfig | None) -> AutoFacts:
+        """What an ``auto`` lane is chosen by."""
+        preset_max = preset.sampling.max_tokens if preset is not None else None
+        return AutoFacts(
+            stream=self.stream,
+            prompt_tokens=estimated_tokens(self.prompt),
+            max_tokens=self.max_tokens or preset_max,
+            tools=self.tools,
+        )
 
     def submission(
         self, request_id: str, model: str, lane: wire.Lane, preset: PresetConfig | None, draft_tokens: int
@@ -83,6 +99,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stop or (sampling.stop if sampling is not None else ()),
             num_draft_tokens=draft_tokens,
         )
+
+
+def estimated_tokens(prompt: wire.Prompt) -> int:
+    """Tokens of a prompt: exact for token ids, :data:`BYTES_PER_TOKEN` for text."""
+    match prompt:
+        case wire.TokenPrompt(token_ids):
+            return len(token_ids)
+        case wire.TextPrompt(text):
+            return len(text.encode()) // BYTES_PER_TOKEN
+        case wire.ChatPrompt(messages):
+            return sum(len(message.content.encode()) for message in messages) // BYTES_PER_TOKEN
 
 
 def with_system(prompt: wire.Prompt, system: str | None) -> wire.Prompt:

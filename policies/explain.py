@@ -2,6 +2,7 @@
 
 import msgspec
 
+from policies.auto import AutoFacts, Room, choose
 from policies.classify import RequestFacts, client_of, considered, named
 from policies.schema import Config
 
@@ -16,6 +17,17 @@ class ExplainedRule(msgspec.Struct, frozen=True):
     rule: str
     outcome: str
     detail: str
+
+
+def explain_auto(config: Config, facts: AutoFacts) -> ExplainedRule:
+    """The lane that ``auto`` would choose while nobody else is there, and why."""
+    lane, reason = choose(config.routing.auto, facts, Room())
+    limit = "no limit" if facts.max_tokens is None else f"at most {facts.max_tokens}"
+    detail = (
+        f"on an idle router lane {lane}: about {facts.prompt_tokens} prompt tokens, {limit} of an answer, "
+        f"{'streamed' if facts.stream else 'not streamed'}, {'tools' if facts.tools else 'no tools'}"
+    )
+    return ExplainedRule(reason, "decides", detail)
 
 
 def explain(config: Config, facts: RequestFacts) -> list[ExplainedRule]:

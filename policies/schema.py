@@ -168,11 +168,23 @@ class HintRule(_Section, frozen=True, kw_only=True):
         return self.header or self.body or ""
 
 
+class AutoConfig(_Section, frozen=True, kw_only=True):
+    """From where on an ``auto`` request is one for the throughput lane."""
+
+    long_prompt_tokens: Annotated[
+        Count, Meta(description="estimated; a longer prompt is not for the interactive lane")
+    ] = 4096
+    long_answer_tokens: Annotated[
+        Count, Meta(description="an answer that is not streamed and may be longer is not for the interactive lane")
+    ] = 1024
+
+
 class RoutingConfig(_Section, frozen=True, kw_only=True):
     """In which order the rules are asked, and what holds when none of them decides."""
 
     order: tuple[Rule, ...] = ("hint", "preset", "client", "default")
     default: Lane = "auto"
+    auto: AutoConfig = AutoConfig()
 
 
 class ApprovedPair(_Section, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from opta_router.request import GenerationRequest, Operation, SamplingParams
 
 MAX_STOPS: Final = 16
 MAX_MESSAGES: Final = 10_000
+MAX_TOOLS: Final = 128
 
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -85,6 +86,7 @@ class ChatBody(_Common, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
 
 
 class CompletionBody(_Common, kw_only=True):
@@ -117,7 +119,6 @@ _UNSUPPORTED: Final = MappingProxyType(
 _CHAT_UNSUPPORTED: Final = MappingProxyType(
     {
         **_UNSUPPORTED,
-        "tools": Neutral(([],)),
         "tool_choice": Neutral(("none", "auto")),
         "parallel_tool_calls": Neutral((True, False)),
         "functions": Neutral(([],)),
@@ -148,7 +149,18 @@ def decode_chat(body: bytes, hint_fields: Collection[str] = ()) -> GenerationReq
         message = "max_tokens and max_completion_tokens differ; send one of them"
         raise InvalidRequest("invalid_value", message, param="max_tokens")
     messages = tuple(_message(index, message) for index, message in enumerate(parsed.messages))
-    return _request("chat", parsed, wire.ChatPrompt(messages), max_tokens, _hints(given, hint_fields))
+    request = _request("chat", parsed, wire.ChatPrompt(messages), max_tokens, _hints(given, hint_fields))
+    return msgspec.structs.replace(request, tools=True) if _offers_tools(given, parsed) else request
+
+
+def _offers_tools(given: dict[str, msgspec.Raw], parsed: ChatBody) -> bool:
+    """Whether the model is told of tools, which it then may not call."""
+    if not parsed.tools:
+        return False
+    if "tool_choice" not in given or msgspec.json.decode(given["tool_choice"]) != "none":
+        message = 'tools is not supported unless tool_choice is "none"; leave it out'
+        raise InvalidRequest("unsupported_parameter", message, param="tools")
+    return True
 
 
 def decode_completion(body: bytes, hint_fields: Collection[str] = ()) -> GenerationRequest:

@@ -19,6 +19,7 @@ from opta_router.admission import (
     Rejected,
     TicketState,
 )
+from policies.auto import AutoFacts
 
 LANES = ("interactive", "throughput")
 
@@ -650,3 +651,25 @@ def test_where_a_slot_is_free_no_deadline_is_too_short():
     door = a_lane_that_gives_back_a_slot_every(10.0, waiting=0)
     door.release(door.granted[-1].ticket)
     assert door.offer("other", timeout_s=0.001).state is TicketState.GRANTED
+
+
+@pytest.mark.parametrize(
+    ("facts", "lane", "route"),
+    [
+        ({}, "interactive", "auto:room"),
+        ({"stream": False}, "throughput", "auto:not_streaming"),
+        ({"prompt_tokens": 10_000}, "throughput", "auto:long_prompt"),
+    ],
+)
+def test_auto_looks_at_the_request_and_at_both_lanes(facts, lane, route):
+    door = Door()
+    door.confirmed(lane="throughput")
+    ticket = door.offer(lane="auto", auto=AutoFacts(**facts))
+    assert (ticket.lane, ticket.route) == (lane, route)
+
+
+def test_a_request_for_a_full_throughput_lane_is_served_by_an_idle_interactive_one():
+    door = Door(throughput=(1, 0, 60.0, None))
+    door.confirmed(lane="throughput")
+    ticket = door.offer(lane="auto", auto=AutoFacts(prompt_tokens=10_000))
+    assert (ticket.lane, ticket.route, ticket.state) == ("interactive", "auto:room", TicketState.GRANTED)

@@ -165,7 +165,16 @@ def test_explain_names_the_lane_and_the_rule_that_decides(run, config_file, body
     assert out.startswith(f"model opta-tiny, lane {lane}, decided by {route}\n")
     found = json.loads(run(*argv, "--json")[1])
     assert (found["lane"], found["route"]) == (lane, route)
-    assert [rule["rule"] for rule in found["rules"] if rule["outcome"] == "decides"] == [route]
+    decides = [rule["rule"] for rule in found["rules"] if rule["outcome"] == "decides"]
+    assert decides == [route] + ["auto:room"] * (lane == "auto")
+
+
+def test_explain_says_what_auto_would_choose_and_by_what(run, body_file):
+    tool = {"type": "function", "function": {"name": "f"}}
+    messages = [{"role": "user", "content": "x" * 400}]
+    body = {"model": "auto", "messages": messages, "tools": [tool], "tool_choice": "none", "max_tokens": 9}
+    _, out, _ = run("explain", "--request", body_file(body))
+    assert "auto:tools: decides: on an idle router lane throughput: about 100 prompt tokens, at most 9" in out
 
 
 def test_explain_reads_the_body_from_a_pipe_and_its_fields_are_hints(run, monkeypatch):

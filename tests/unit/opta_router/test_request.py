@@ -1,9 +1,10 @@
 """What becomes of a canonical request on its way to a host."""
 
+import msgspec
 import pytest
 
 from lanes import wire
-from opta_router.request import DEFAULT_MAX_TOKENS, GenerationRequest, SamplingParams, with_system
+from opta_router.request import DEFAULT_MAX_TOKENS, GenerationRequest, SamplingParams, estimated_tokens, with_system
 from policies.schema import PresetConfig, SamplingPreset
 
 CHAT = wire.ChatPrompt((wire.ChatMessage("user", "x"),))
@@ -59,3 +60,24 @@ def test_any_seed_that_a_client_may_send_fits_and_stays_the_same(seed):
     seeds = {submission(sampling=SamplingParams(seed=seed)).sampling.seed for _ in range(2)}
     assert len(seeds) == 1
     assert 0 <= seeds.pop() < 2**63
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        (wire.TokenPrompt((1, 2, 3)), 3),
+        (wire.TextPrompt("x" * 40), 10),
+        (wire.TextPrompt("ü" * 40), 20),
+        (wire.ChatPrompt((wire.ChatMessage("system", "x" * 8), wire.ChatMessage("user", "x" * 12))), 5),
+    ],
+)
+def test_the_tokens_of_a_prompt_are_estimated_from_its_bytes(prompt, tokens):
+    assert estimated_tokens(prompt) == tokens
+
+
+def test_auto_knows_the_limit_of_the_request_and_else_of_its_preset():
+    preset = PresetConfig(name="p", model="m", sampling=SamplingPreset(max_tokens=7))
+    request = GenerationRequest(operation="chat", model="m", prompt=wire.TextPrompt("x"))
+    assert request.auto_facts(None).max_tokens is None
+    assert request.auto_facts(preset).max_tokens == 7
+    assert msgspec.structs.replace(request, max_tokens=5).auto_facts(preset).max_tokens == 5

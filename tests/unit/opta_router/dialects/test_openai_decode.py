@@ -416,3 +416,23 @@ def test_whatever_json_comes_the_answer_is_a_request_or_a_refusal(decode, base, 
     else:
         # What was taken must fit on the wire to a host.
         wire.encode(request.submission("r", "m", "interactive", None, 0))
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tools"),
+    [({"tools": [TOOL], "tool_choice": "none"}, True), ({"tools": [], "tool_choice": "auto"}, False), ({}, False)],
+)
+def test_tools_that_must_not_be_called_are_taken(fields, tools):
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}
+    assert openai.decode_chat(json.dumps(body).encode()).tools is tools
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}])
+def test_tools_that_might_be_called_are_refused_by_name(choice):
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [TOOL], **choice}
+    with pytest.raises(InvalidRequest) as refusal:
+        openai.decode_chat(json.dumps(body).encode())
+    assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", "tools")
