@@ -21,6 +21,7 @@ from lanes.client import Generation, OnEnd, OnProgress
 from lanes.errors import HostDied, HostUnavailable, RequestRefused
 from opta_router import errors
 from opta_router.admission import Admission, Ask, Effect, LaneLimits, LaneStats, MoveGranted, Rejected, Ticket
+from opta_router.placement import Placement
 from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
 from opta_router.telemetry import RequestTrace
 from policies.classify import Classification
@@ -116,6 +117,7 @@ class Dispatcher:
         self._admission = Admission(_limits(config))
         self._seats: dict[Ticket, _Seat] = {}
         self._running: dict[Ticket, Answer] = {}
+        self._placement = Placement()
 
     def now_s(self) -> float:
         """The clock of :attr:`Arrival.arrived_s`."""
@@ -143,6 +145,13 @@ class Dispatcher:
             reasons = [*reasons, *(f"model {name}: {why}" for name, why in failures.items())]
         return reasons
 
+    def placed(self, request: GenerationRequest, verdict: Classification) -> Classification:
+        """``verdict`` with the model that is to answer, where several share the name that was asked for."""
+        resident = tuple(name for name in verdict.candidates if name in self._engine.models)
+        candidates = resident or verdict.candidates or (verdict.model,)
+        model = self._placement.choose(candidates, request.prompt, request.estimated_work(verdict.preset))
+        return msgspec.structs.replace(verdict, model=model)
+
     @asynccontextmanager
     async def answer(self, arrival: Arrival) -> AsyncIterator[Answer]:
         """Wait for a slot and start the request; on leaving, take it off the device if it still runs.
@@ -150,6 +159,16 @@ class Dispatcher:
         Raises:
             RouterError: it was not accepted.
         """
+        work = arrival.request.estimated_work(arrival.verdict.preset)
+        self._placement.begin(arrival.verdict.model, work)
+        try:
+            async with self._answered(arrival) as answer:
+                yield answer
+        finally:
+            self._placement.end(arrival.verdict.model, work)
+
+    @asynccontextmanager
+    async def _answered(self, arrival: Arrival) -> AsyncIterator[Answer]:
         model = self._models[arrival.verdict.model]
         self._require_engine(model.name)
         ticket = await self._granted(arrival)

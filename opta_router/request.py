@@ -83,6 +83,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             tools=self.tools,
         )
 
+    def estimated_work(self, preset: PresetConfig | None) -> int:
+        """Tokens that the request may cost, prompt and answer, at least 1."""
+        facts = self.auto_facts(preset)
+        return max(facts.prompt_tokens, 1) + (facts.max_tokens or DEFAULT_MAX_TOKENS)
+
     def submission(
         self, request_id: str, model: str, lane: wire.Lane, preset: PresetConfig | None, draft_tokens: int
     ) -> wire.Submit:

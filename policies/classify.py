@@ -36,6 +36,9 @@ class RequestFacts(msgspec.Struct, frozen=True):
 class Classification(msgspec.Struct, frozen=True, kw_only=True):
     """Where a request goes. ``lane`` may be ``auto``, which admission resolves.
 
+    ``candidates`` are all models behind the name that was asked for, ``model`` the first of them: several may share an
+    alias, and which of those answers is for whoever knows their load to say.
+
     ``route`` names the rule that decided (``hint:x-opta-lane``, ``preset:chat``, ``client:openclaw``, ``default``),
     ``hint`` what the hint that decided said (``x-opta-lane=interactive``), ``hint_ignored`` why others did not count.
     """
@@ -43,6 +46,7 @@ class Classification(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     lane: Lane
     route: str
+    candidates: tuple[str, ...] = ()
     hint: str | None = None
     hint_ignored: str | None = None
     preset: PresetConfig | None = None
@@ -61,7 +65,7 @@ class Considered(msgspec.Struct, frozen=True):
 
 def classify(config: Config, facts: RequestFacts) -> Classification:
     """Raises :class:`UnknownModel` and :class:`UnknownPreset`."""
-    model, preset = named(config, facts)
+    models, preset = named(config, facts)
     client = client_of(config, facts)
     ignored: list[str] = []
     for step in considered(config, facts, preset, client):
@@ -69,7 +73,8 @@ def classify(config: Config, facts: RequestFacts) -> Classification:
             ignored.append(step.detail)
         if step.lane is not None:
             return Classification(
-                model=model.name,
+                model=models[0].name,
+                candidates=tuple(model.name for model in models),
                 lane=step.lane,
                 route=step.rule,
                 hint=step.hint,
@@ -80,22 +85,24 @@ def classify(config: Config, facts: RequestFacts) -> Classification:
     raise AssertionError("routing.order does not end with default")  # policies.consistency holds it to that
 
 
-def named(config: Config, facts: RequestFacts) -> tuple[ModelConfig, PresetConfig | None]:
-    """The model and preset that a request names. Names match exactly.
+def named(config: Config, facts: RequestFacts) -> tuple[list[ModelConfig], PresetConfig | None]:
+    """The models, at least one, and the preset that a request names. Names match exactly.
 
     ``model`` may name a model, an alias or a preset. The preset header wins over a preset named as model, and its
     model over the request's, which must still be a known name, or empty.
     """
     presets = {preset.name: preset for preset in config.presets}
-    models = {name: model for model in config.models for name in (model.name, *model.aliases)}
+    models: dict[str, list[ModelConfig]] = {}
+    for model in config.models:
+        for name in (model.name, *model.aliases):
+            models.setdefault(name, []).append(model)
     asked = facts.headers.get(PRESET_HEADER)
     if asked is not None and asked not in presets:
         raise UnknownPreset(asked, sorted(presets))
     if facts.model not in models and facts.model not in presets and not (asked and facts.model == ""):
         raise UnknownModel(facts.model, sorted([*models, *presets]))
     preset = presets[asked] if asked is not None else presets.get(facts.model)
-    model = models[preset.model] if preset is not None else models[facts.model]
-    return model, preset
+    return models[preset.model] if preset is not None else models[facts.model], preset
 
 
 def client_of(config: Config, facts: RequestFacts) -> ClientConfig | None:

@@ -33,7 +33,12 @@ def _models(config: Config) -> Iterator[Problem]:
     names: list[tuple[KeyPath, str]] = []
     for index, model in enumerate(config.models):
         names.append((("models", index, "name"), model.name))
-        names += [(("models", index, "aliases", at), alias) for at, alias in enumerate(model.aliases)]
+        aliases: list[tuple[KeyPath, str]] = [
+            (("models", index, "aliases", at), alias) for at, alias in enumerate(model.aliases)
+        ]
+        # Several models may share an alias; one model has it once.
+        shared = {alias for other in config.models[:index] for alias in other.aliases}
+        names += [entry for entry in aliases if entry[1] not in shared or model.aliases.count(entry[1]) > 1]
     # A preset is usable as "model", so it shares the models' names.
     names += [(("presets", index, "name"), preset.name) for index, preset in enumerate(config.presets)]
     yield from _twice(names, "model, alias or preset")

@@ -32,7 +32,7 @@ def explain_auto(config: Config, facts: AutoFacts) -> ExplainedRule:
 
 def explain(config: Config, facts: RequestFacts) -> list[ExplainedRule]:
     """Every rule in the order asked. Raises :class:`UnknownModel` and :class:`UnknownPreset`, as ``classify`` does."""
-    _model, preset = named(config, facts)
+    _models, preset = named(config, facts)
     lines: list[ExplainedRule] = []
     decided = False
     for step in considered(config, facts, preset, client_of(config, facts)):

@@ -67,7 +67,9 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     name: Name
     target: Annotated[Text, Meta(description="embedded:…, a local directory, or a Hugging Face repository")]
     draft: Text | None = None
-    aliases: tuple[Name, ...] = ()
+    aliases: Annotated[
+        tuple[Name, ...], Meta(description="other names; of models that share one, the least busy answers")
+    ] = ()
     keep_alive: Annotated[KeepAlive, Meta(description="idle time before unload")] = _default(KeepAlive(600))
     preload: bool = False
 

@@ -112,6 +112,7 @@ class _Inference:
             raise ModelNotFound(str(exc), param="model") from exc
         except UnknownPreset as exc:
             raise PresetNotFound(str(exc), param=PRESET_HEADER) from exc
+        verdict = self._service.dispatcher.placed(request, verdict)
         draft = next(model.draft for model in config.models if model.name == verdict.model)
         self._trace.classified(
             request, verdict, request_id=exchange.request_id, sub_client=self._sub_client(), draft_model=draft

@@ -56,6 +56,8 @@ def _entries(config: Config, loaded: Mapping[str, wire.ModelInfo], created: int)
     by_name: dict[str, ModelConfig] = {}
     for model in config.models:
         for name in (model.name, *model.aliases):
+            if name in by_name:
+                continue  # an alias that several models share stands once
             by_name[name] = model
             yield _entry(name, model, loaded, created, None)
     for preset in config.presets:

@@ -248,3 +248,9 @@ def test_the_explanation_always_agrees_with_the_classification(
     assert ("; ".join(line.detail for line in lines if line.outcome == "ignored") or None) == answer.hint_ignored
     if may_hint is not None and who == "bob" and answer.hint is not None and answer.lane != "auto":
         assert answer.lane in may_hint
+
+
+def test_several_models_may_share_an_alias_and_all_of_them_are_candidates(load_text: Load) -> None:
+    config = load_text("models: [{name: a, target: x, aliases: [any]}, {name: b, target: y, aliases: [any]}]")
+    assert classify(config, RequestFacts("any")).candidates == ("a", "b")
+    assert classify(config, RequestFacts("b")).candidates == ("b",)

@@ -101,6 +101,7 @@ CLIENT = "clients: [{name: a, key_sha256: " + "a" * 64 + ", %s}]"
         ("models: [{name: 'a b', target: x}]", "models[0].name", "'a b'", "matching"),
         ("models: [{name: a, target: x}, {name: a, target: y}]", "models[1].name", "'a'", None),
         ("models: [{name: a, target: x, aliases: [b]}, {name: b, target: y}]", "models[1].name", "'b'", None),
+        ("models: [{name: a, target: x, aliases: [c, c]}]", "models[0].aliases[1]", "'c'", None),
         ("models: [{name: a, target: x, keep_alive: -2}]", "models[0].keep_alive", "-2", "-1 (never)"),
         ("presets: [{name: opta-tiny, model: opta-tiny}]", "presets[0].name", "'opta-tiny'", None),
         ("presets: [{name: p, model: gpt-9}]", "presets[0].model", "'gpt-9'", "opta-tiny, auto"),
