@@ -83,12 +83,12 @@ def _mixed(arguments: argparse.Namespace) -> int:
 
 
 def _overhead(arguments: argparse.Namespace) -> int:
-    from bench import overhead  # noqa: PLC0415
+    from bench import overhead, overhead_report  # noqa: PLC0415
 
     effort = overhead.Effort(requests=arguments.requests, rounds=arguments.rounds, seconds=arguments.seconds)
     ways = overhead.measure(effort, with_litellm=not arguments.no_litellm)
-    promises = overhead.bars(ways)
-    print(f"{machine()}, shared by client, router and host\n\n{overhead.table(ways)}\n")
+    promises = overhead_report.bars(ways)
+    print(f"{machine()}, shared by client, router and host\n\n{overhead_report.table(ways)}\n")
     for bar in promises:
         print(f"{'ok  ' if bar.kept else 'FAIL'} {bar.promise}: {bar.measured:g} (bound {bar.bound:g})")
     _save(arguments.save, {"effort": effort, "ways": ways, "bars": promises})

@@ -97,7 +97,7 @@ async def connected(port: int) -> AsyncIterator[Connection]:
 
 
 async def flood(port: int, request: bytes, *, connections: int, seconds: float) -> float:
-    """Requests/s over ``seconds`` while each of ``connections`` has one under way; the first of each is not counted.
+    """Requests/s over ``seconds``, while each of ``connections`` always has one under way; its first is not counted.
 
     Raises:
         UnexpectedAnswerError: one was not answered with 200.

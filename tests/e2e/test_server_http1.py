@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from opta_router.server import ON_DISCONNECT
 from opta_router.server.testing import RunningServer, descriptors_back_to, open_descriptors, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -204,6 +205,59 @@ async def test_pipelined_requests_are_answered_in_their_order():
             writer.write(b"TP/1.1\r\nhost: localhost\r\n\r\n")
             answers.append(await read_response(reader))
     assert answers == [(200, b"%d" % number) for number in range(20)] + [(200, b"last")]
+
+
+async def test_an_answers_head_body_and_end_are_one_write(monkeypatch):
+    written = []
+    write = asyncio.StreamWriter.write
+    monkeypatch.setattr(asyncio.StreamWriter, "write", lambda self, data: (written.append(data), write(self, data)))
+    async with serving(Faults().app) as server, connected(server) as (reader, writer):
+        with anyio.fail_after(20):
+            writer.write(GET % b"/echo?said")
+            assert await read_response(reader) == (200, b"said")
+    (answer,) = [data for data in written if data.startswith(b"HTTP/1.1")]
+    assert answer.endswith(b"\r\n\r\nsaid")
+
+
+async def test_a_head_goes_out_while_its_body_is_still_to_come():
+    release = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await release.wait()
+        await send({"type": "http.response.body", "body": b"late"})
+
+    async with serving(app) as server, connected(server) as (reader, writer):
+        with anyio.fail_after(20):
+            writer.write(GET % b"/")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            release.set()
+            assert await reader.readexactly(4) == b"late"
+
+
+async def test_whoever_asked_is_told_when_the_client_leaves_and_not_when_the_answer_is_complete():
+    left, asked = [], asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        scope["extensions"][ON_DISCONNECT](lambda: left.append(scope["path"]))
+        asked.set()
+        if scope["path"] == "/answered":
+            await PlainTextResponse("done")(scope, receive, send)
+        else:
+            await until(lambda: bool(left))
+
+    async with serving(app) as server:
+        for path in (b"/answered", b"/left"):
+            asked.clear()
+            async with connected(server) as (reader, writer), deadline():
+                writer.write(GET % path)
+                await asked.wait()
+                if path == b"/answered":
+                    await read_response(reader)
+        await until(lambda: bool(left))
+    assert left == ["/left"]
 
 
 async def test_answer_is_delivered_before_the_connection_closes_for_too_much_pipelining():

@@ -24,6 +24,8 @@ to run on any other version. Each repair names the upstream issue to delete it b
 | headers have no deadline but keep-alive's                                 | `connection`   | - (near it: #235)   |
 | `graceful_timeout` is ignored since Python 3.12.1                         | `runner.serve` | #308, #374          |
 | a lifespan that fails while serving is only logged                        | `lifespan`     | -                   |
+| head, body and end of an answer are a system call each                    | `connection`   | -                   |
+| to notice a disconnect takes a task for each request                      | `app_queue`    | -                   |
 | Transfer-Encoding together with Content-Length is served; h2c is upgraded | `h11`          | -                   |
 
 "-": nothing was found in the upstream tracker; the repair can go when its test in tests/e2e passes without it.

@@ -59,3 +59,28 @@ async def test_closed_queue_discards_what_comes_and_holds_nobody():
     await queue.put(BODY)
     assert await queue.get() is BODY
     (await blocked(queue.get())).cancel()
+
+
+async def test_whoever_asked_is_told_that_the_client_has_left():
+    queue, left = AppQueue(1), []
+    queue.on_disconnect(lambda: left.append("once"))
+    await queue.put(BODY)
+    assert left == []
+    await queue.put(GONE)
+    assert left == ["once"]
+
+
+async def test_whoever_asks_after_the_client_has_left_is_told_at_once():
+    queue, left = AppQueue(1), []
+    await queue.put(GONE)
+    queue.on_disconnect(lambda: left.append("late"))
+    assert left == ["late"]
+
+
+async def test_leaving_after_the_answer_is_told_nobody():
+    queue, left = AppQueue(1), []
+    queue.on_disconnect(lambda: left.append("after"))
+    queue.answered()
+    await queue.put(GONE)
+    assert left == []
+    assert await queue.get() is GONE
