@@ -39,7 +39,11 @@ class Engine(Protocol):
 
     models: dict[str, wire.ModelInfo]
     load_failures: dict[str, str]
-    stats: wire.Stats | None
+
+    @property
+    def device_s(self) -> dict[wire.Lane, float]:
+        """Device time that each lane has had since the router's start."""
+        ...
 
     def submit(self, submit: wire.Submit, on_end: OnEnd) -> Generation:
         """Hand a request over. Raises HostUnavailable."""

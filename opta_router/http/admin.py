@@ -32,7 +32,7 @@ Handler: TypeAlias = Callable[[Request, Service, str], Awaitable[Response]]
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """One lane: its settings, named as in the file, and what goes on in it. Seconds and counts since the start.
 
-    ``device_s`` is the device time that the lane had from the host that runs now; None while none does.
+    ``device_s`` is the device time that the lane's steps took, as of a second ago.
     """
 
     weight: float
@@ -44,7 +44,7 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     granted: int
     spilled: int
     rejected: Mapping[str, int]
-    device_s: float | None
+    device_s: float
 
 
 def routes() -> list[Route]:
@@ -117,15 +117,15 @@ def _lane_views(service: Service) -> dict[str, LaneView]:
 
 def _lane_view(service: Service, lane: LaneName) -> LaneView:
     settings = plain(getattr(service.config.lanes, lane))
-    stats, host = service.dispatcher.stats()[lane], service.engine.stats
+    reading, stats = service.lanes()[lane], service.dispatcher.stats()[lane]
     return LaneView(
         **{name: settings[name] for name in LANE_SETTINGS},
-        active=stats.active,
-        queued=stats.queued,
+        active=reading.active,
+        queued=reading.queued,
         granted=stats.granted,
-        spilled=stats.spilled,
-        rejected=stats.rejected,
-        device_s=round(host.lanes[lane].device_s, 3) if host is not None else None,
+        spilled=reading.spilled,
+        rejected=reading.rejected,
+        device_s=round(reading.device_s, 3),
     )
 
 
