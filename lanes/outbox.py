@@ -9,7 +9,12 @@ from lanes import wire
 
 
 class Outbox:
-    """Frames waiting to be written to one stream."""
+    """Frames waiting to be written to one stream.
+
+    It needs no limit of its own while the other side does not read. A router's holds submissions, and each has a slot
+    (``max_active``) that only the host's last word on it frees. A host's holds the events of those requests, no more
+    than their answers (``max_tokens``), and a heartbeat a second: no new request comes in meanwhile.
+    """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream

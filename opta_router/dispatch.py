@@ -39,6 +39,7 @@ class Engine(Protocol):
 
     models: dict[str, wire.ModelInfo]
     load_failures: dict[str, str]
+    stats: wire.Stats | None
 
     @property
     def device_s(self) -> dict[wire.Lane, float]:

@@ -32,7 +32,8 @@ Handler: TypeAlias = Callable[[Request, Service, str], Awaitable[Response]]
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """One lane: its settings, named as in the file, and what goes on in it. Seconds and counts since the start.
 
-    ``device_s`` is the device time that the lane's steps took, as of a second ago.
+    ``active`` are the requests that hold a slot, ``on_device`` the sequences that the host computes, ``device_s`` the
+    device time that the lane's steps took; the last two as of a second ago.
     """
 
     weight: float
@@ -40,6 +41,7 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int
     queue_timeout: float
     active: int
+    on_device: int
     queued: int
     granted: int
     spilled: int
@@ -117,10 +119,11 @@ def _lane_views(service: Service) -> dict[str, LaneView]:
 
 def _lane_view(service: Service, lane: LaneName) -> LaneView:
     settings = plain(getattr(service.config.lanes, lane))
-    reading, stats = service.lanes()[lane], service.dispatcher.stats()[lane]
+    reading, stats, host = service.lanes()[lane], service.dispatcher.stats()[lane], service.engine.stats
     return LaneView(
         **{name: settings[name] for name in LANE_SETTINGS},
         active=reading.active,
+        on_device=host.lanes[lane].active if host is not None else 0,
         queued=reading.queued,
         granted=stats.granted,
         spilled=reading.spilled,
