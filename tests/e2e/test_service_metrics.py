@@ -2,12 +2,12 @@
 
 import os
 import signal
-import time
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.processes import eventually
 from tests.e2e.router_process import ANSWER_DEADLINE_S, router
 from tests.otlp import black_hole, collecting
 
@@ -20,7 +20,6 @@ lanes:
   throughput: {weight: 2, max_active: 4}
 """
 BODY = {"model": "echo", "prompt": "ab", "max_tokens": 50}
-SEEN_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +49,6 @@ def scraped(running):
 
 def device_s(running, lane):
     return scraped(running)["opta_lane_device_time_seconds_total", lane]
-
-
-def eventually(condition):
-    """Wait for what another process does in its own time."""
-    deadline_s = time.monotonic() + SEEN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never came true"
-        time.sleep(0.02)
 
 
 def pushed(collector, name, **attributes):
