@@ -1,8 +1,8 @@
 """The router's side of a link to a host: submit requests, receive their events.
 
-One :class:`Link` multiplexes all requests of one host over one byte stream. It never waits for a slow reader: a
-request's unread events are kept in its own inbox, which can never hold more than the answer itself (``max_tokens``
-tokens), so one stalled client costs bounded memory and delays nobody.
+One :class:`Link` multiplexes all requests of one host over one byte stream. It never waits for a slow reader: what a
+request's reader has not taken is kept in an inbox of its own, merged to a few events, so one stalled client costs the
+memory of its answer's tokens (at most ``max_tokens``) and delays nobody.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Generation:
 
     async def receive(self) -> list[wire.Event]:
         """All events that have arrived and were not yet received; waits for at least one.
+
+        Deltas that nobody received in time are joined: the tokens, their order and their indices are those of the host.
 
         Raises:
             HostDied: the host went away before the request's last event.
@@ -76,13 +78,30 @@ class Generation:
                     f"request {event.request_id}: delta at token {event.index}, expected {self._completion_tokens}"
                 )
             self._completion_tokens += len(event.token_ids)
-        if self._on_progress is not None and isinstance(event, wire.Delta | wire.Moved):
+            if self._on_progress is not None:
+                self._on_progress(event)
+            event = self._merged_into(event)
+        elif isinstance(event, wire.Moved) and self._on_progress is not None:
             self._on_progress(event)
         self._inbox.append(event)
         if isinstance(event, wire.Finished | wire.Failed):
             self.ended = True
             self._on_end(event)
         self._arrived.set()
+
+    def _merged_into(self, delta: wire.Delta) -> wire.Delta:
+        """``delta``, joined with the unread ones before it that are not longer.
+
+        So the unread ones halve in length, from the oldest to the newest: as many as the logarithm of their tokens, and
+        each token was copied that often, however long the reader stalls.
+        """
+        while self._inbox:
+            last = self._inbox[-1]
+            if not isinstance(last, wire.Delta) or len(last.token_ids) > len(delta.token_ids):
+                break
+            self._inbox.pop()
+            delta = wire.Delta(delta.request_id, last.index, last.token_ids + delta.token_ids, last.text + delta.text)
+        return delta
 
 
 class Link:

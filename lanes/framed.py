@@ -21,6 +21,10 @@ class FramedSocket(Generic[M]):
     router's time on a small request), nor a transport of asyncio's, which forgets what was received and not yet read
     when a write fails: the last words of a host that has died.
 
+    What is queued needs no limit of its own while the other side does not read. A router's is submissions, and each has
+    a slot (``max_active``) that only the host's last word on it frees. A host's is the events of those requests, no
+    more than their answers (``max_tokens``), and a heartbeat a second: no new request comes in meanwhile.
+
     Args:
         stream: connected, and still to be closed by whoever opened it; during :meth:`run` nobody else uses it.
         union: what the other side may say.

@@ -68,6 +68,7 @@ class Supervisor:
         self.models: dict[str, wire.ModelInfo] = {}
         self.load_failures: dict[str, str] = {}
         self.stats: wire.Stats | None = None
+        self._device_s_before: dict[wire.Lane, float] = dict.fromkeys(settings.lanes, 0.0)  # of the hosts that are gone
         self.versions: wire.Versions | None = None
         self.host_pid: int | None = None
         self.restarts = 0
@@ -86,6 +87,18 @@ class Supervisor:
         if self._state is HostState.RESTARTING and self.last_failure:
             reasons.append(self.last_failure)
         return reasons
+
+    @property
+    def device_s(self) -> dict[wire.Lane, float]:
+        """Device time that each lane has had from every host so far: it never goes back.
+
+        As of the last heartbeat; what a host did after its last one is lost with it.
+        """
+        now = self.stats.lanes if self.stats is not None else {}
+        return {
+            lane: before_s + (now[lane].device_s if lane in now else 0.0)
+            for lane, before_s in self._device_s_before.items()
+        }
 
     async def wait_ready(self) -> None:
         """Return when the host takes requests."""
@@ -139,6 +152,7 @@ class Supervisor:
         elif event is not HostEvent.SPAWN:
             self._link = None
             self.models = {}
+            self._device_s_before = self.device_s
             self.stats = None
             self._was_lost.set()
             self._was_lost = anyio.Event()

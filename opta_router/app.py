@@ -15,28 +15,34 @@ from opta_router.configuration import Configuration
 from opta_router.dialects import openai
 from opta_router.dispatch import Dispatcher, Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
-from opta_router.http import admin, health, inference, models
+from opta_router.http import admin, health, inference, models, scrape
 from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
 from opta_router.telemetry import Tracing
+from opta_router.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 
-def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatcher, tracing: Tracing) -> ASGIApp:
+def build_app(
+    configuration: Configuration, engine: Engine, dispatcher: Dispatcher, tracing: Tracing, metrics: Metrics
+) -> ASGIApp:
     """The application to serve. ``engine`` must be running, or start; until it is ready, requests are a 503."""
     app = Starlette(
         routes=_routes(),
         exception_handlers={RouterError: _router_error, HTTPException: _http_error, Exception: _fault},
     )
-    app.state.service = Service(
+    service = Service(
         configuration=configuration,
         engine=engine,
         dispatcher=dispatcher,
         tracing=tracing,
+        metrics=metrics,
         started_s=int(time.time()),
     )
+    metrics.observe_lanes(service.lanes)
+    app.state.service = service
     server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(
         app,
@@ -61,6 +67,7 @@ def _routes() -> list[BaseRoute]:
         Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
         Route("/healthz", health.healthz, methods=["GET"]),
         Route("/readyz", health.readyz, methods=["GET"]),
+        Route("/metrics", scrape.metrics, methods=["GET"]),
         *admin.routes(),
     ]
 

@@ -42,6 +42,11 @@ class Engine(Protocol):
     load_failures: dict[str, str]
     stats: wire.Stats | None
 
+    @property
+    def device_s(self) -> dict[wire.Lane, float]:
+        """Device time that each lane has had since the router's start."""
+        ...
+
     def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
         """Hand a request over. Raises HostUnavailable."""
         ...

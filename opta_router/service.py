@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast, get_args
 
 import msgspec
 
+from lanes.wire import Lane
+from opta_router.admission import RejectCode
 from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher, Engine
 from opta_router.telemetry import Tracing
+from opta_router.telemetry.metrics import LaneReading, Metrics
 from policies.schema import Config
 
+NONE_REJECTED: Final[Mapping[str, int]] = dict.fromkeys(get_args(RejectCode), 0)
 VERSION = importlib.metadata.version("opta-router")
 
 
@@ -23,12 +27,28 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     dispatcher: Dispatcher
     tracing: Tracing
+    metrics: Metrics
     started_s: int
 
     @property
     def config(self) -> Config:
         """The configuration in force. A request reads it once: from then on it may change."""
         return self.configuration.in_force
+
+    def lanes(self) -> dict[Lane, LaneReading]:
+        """What goes on in each lane, for metrics and operators alike."""
+        device_s = self.engine.device_s
+        return {
+            lane: LaneReading(
+                weight=getattr(self.config.lanes, lane).weight,
+                active=stats.active,
+                queued=stats.queued,
+                spilled=stats.spilled,
+                rejected={**NONE_REJECTED, **stats.rejected},
+                device_s=device_s[lane],
+            )
+            for lane, stats in self.dispatcher.stats().items()
+        }
 
 
 def service_of(scope: Mapping[str, Any]) -> Service:

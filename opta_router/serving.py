@@ -17,6 +17,7 @@ from opta_router.dispatch import Dispatcher
 from opta_router.reloading import reload_on_hangup, watch_file
 from opta_router.server import ServerLimits, serve, stop_signals
 from opta_router.telemetry import Tracing, start_tracing
+from opta_router.telemetry.metrics import Metrics, start_metrics
 from policies.schema import Config
 
 log = logging.getLogger(__name__)
@@ -52,22 +53,28 @@ async def run_router(configuration: Configuration, announce: Callable[[str], Non
     Raises:
         BindError: the address cannot be listened on.
     """
-    async with _tracing(configuration.in_force) as tracing:
-        await _run(configuration, tracing, announce)
+    async with _telemetry(configuration.in_force) as (tracing, metrics):
+        await _run(configuration, tracing, metrics, announce)
 
 
 @asynccontextmanager
-async def _tracing(config: Config) -> AsyncIterator[Tracing]:
+async def _telemetry(config: Config) -> AsyncIterator[tuple[Tracing, Metrics]]:
     """What was recorded is sent, however the router ends."""
     tracing = start_tracing(config.telemetry)
+    metrics = start_metrics(config.telemetry)
     try:
-        yield tracing
+        yield tracing, metrics
     finally:
+        # Side by side, for each may take all the time that an exit has.
         with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(tracing.shutdown)
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(to_thread.run_sync, tracing.shutdown)
+                tg.start_soon(to_thread.run_sync, metrics.shutdown)
 
 
-async def _run(configuration: Configuration, tracing: Tracing, announce: Callable[[str], None]) -> None:
+async def _run(
+    configuration: Configuration, tracing: Tracing, metrics: Metrics, announce: Callable[[str], None]
+) -> None:
     config = configuration.in_force
     supervisor = Supervisor(host_settings(config))
     dispatcher = Dispatcher(config, supervisor)
@@ -96,7 +103,7 @@ async def _run(configuration: Configuration, tracing: Tracing, announce: Callabl
             tg.start_soon(watch_file, configuration)
             await tg.start(supervisor.run)
             await serve(
-                build_app(configuration, supervisor, dispatcher, tracing),
+                build_app(configuration, supervisor, dispatcher, tracing, metrics),
                 host=config.server.host,
                 port=config.server.port,
                 shutdown_trigger=shutdown,

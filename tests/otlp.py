@@ -1,4 +1,4 @@
-"""Collectors for tests: one that takes spans over real OTLP/HTTP, one that refuses, one that never answers."""
+"""Collectors for tests: one that takes spans and metrics over OTLP/HTTP, one that refuses, one that never answers."""
 
 import gzip
 import http.server
@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 KINDS = {1: "INTERNAL", 2: "SERVER", 3: "CLIENT", 4: "PRODUCER", 5: "CONSUMER"}
@@ -49,12 +54,25 @@ class Span:
     resource: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Point:
+    """A number off the wire. `kind` is `counter` (cumulative, monotonic) or `gauge`."""
+
+    name: str
+    kind: str
+    unit: str
+    attributes: dict[str, Any]
+    value: float
+    resource: dict[str, Any]
+
+
 @dataclass
 class Collector:
     """What has arrived, and the endpoint to send it to. `requests` holds each request's path and headers."""
 
     endpoint: str
     spans: list[Span] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -97,12 +115,18 @@ def collecting() -> Iterator[Collector]:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            spans = list(_spans(ExportTraceServiceRequest.FromString(body)))
+            spans, points, response = [], [], ExportTraceServiceResponse()
+            if self.path.endswith("/v1/metrics"):
+                points = list(_points(ExportMetricsServiceRequest.FromString(body)))
+                response = ExportMetricsServiceResponse()
+            else:
+                spans = list(_spans(ExportTraceServiceRequest.FromString(body)))
             with collector.changed:
                 collector.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
                 collector.spans += spans
+                collector.points += points
                 collector.changed.notify_all()
-            answer = ExportTraceServiceResponse().SerializeToString()
+            answer = response.SerializeToString()
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))
@@ -165,6 +189,25 @@ def _span(span: trace_pb2.Span, resource: dict[str, Any]) -> Span:
         links=tuple(link.span_id.hex() for link in span.links),
         resource=resource,
     )
+
+
+def _points(request: ExportMetricsServiceRequest) -> Iterator[Point]:
+    for group in request.resource_metrics:
+        resource = _attributes(group.resource.attributes)
+        for scope in group.scope_metrics:
+            for metric in scope.metrics:
+                kind, data = _numbers(metric)
+                for point in data.data_points:
+                    value = getattr(point, point.WhichOneof("value"))
+                    yield Point(metric.name, kind, metric.unit, _attributes(point.attributes), value, resource)
+
+
+def _numbers(metric: metrics_pb2.Metric) -> tuple[str, Any]:
+    if metric.WhichOneof("data") == "gauge":
+        return "gauge", metric.gauge
+    if not metric.sum.is_monotonic or metric.sum.aggregation_temporality != 2:
+        raise ValueError(f"{metric.name} is no cumulative counter")
+    return "counter", metric.sum
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:

@@ -32,7 +32,8 @@ Handler: TypeAlias = Callable[[Request, Service, str], Awaitable[Response]]
 class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """One lane: its settings, named as in the file, and what goes on in it. Seconds and counts since the start.
 
-    ``device_s`` is the device time that the lane had from the host that runs now; None while none does.
+    ``active`` are the requests that hold a slot, ``on_device`` the sequences that the host computes, ``device_s`` the
+    device time that the lane's steps took; the last two as of a second ago.
     """
 
     weight: float
@@ -40,12 +41,13 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int
     queue_timeout: float
     active: int
+    on_device: int
     queued: int
     granted: int
     spilled: int
     demoted: int
     rejected: Mapping[str, int]
-    device_s: float | None
+    device_s: float
 
 
 def routes() -> list[Route]:
@@ -118,16 +120,17 @@ def _lane_views(service: Service) -> dict[str, LaneView]:
 
 def _lane_view(service: Service, lane: LaneName) -> LaneView:
     settings = plain(getattr(service.config.lanes, lane))
-    stats, host = service.dispatcher.stats()[lane], service.engine.stats
+    reading, stats, host = service.lanes()[lane], service.dispatcher.stats()[lane], service.engine.stats
     return LaneView(
         **{name: settings[name] for name in LANE_SETTINGS},
-        active=stats.active,
-        queued=stats.queued,
+        active=reading.active,
+        on_device=host.lanes[lane].active if host is not None else 0,
+        queued=reading.queued,
         granted=stats.granted,
-        spilled=stats.spilled,
+        spilled=reading.spilled,
         demoted=stats.demoted,
-        rejected=stats.rejected,
-        device_s=round(host.lanes[lane].device_s, 3) if host is not None else None,
+        rejected=reading.rejected,
+        device_s=round(reading.device_s, 3),
     )
 
 

@@ -14,7 +14,6 @@ from typing import Final
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -24,12 +23,11 @@ from opentelemetry.util.types import Attributes
 
 from opta_router.telemetry import facts, names
 from opta_router.telemetry.quiet_logs import quieten
+from opta_router.telemetry.resource import EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
 from opta_router.telemetry.spans import SpanTrace, parent_of
 from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing
 from policies.schema import TelemetryConfig
 
-EXPORT_TIMEOUT_S: Final = 2.0
-SHUTDOWN_S: Final = 2.5
 MAX_QUEUED_SPANS: Final = 2048
 MAX_ATTRIBUTE_CHARS: Final = 1024
 """Longer values are cut: header values and stop strings are as long as a client makes them."""
@@ -46,9 +44,7 @@ class OtlpTracing(Tracing):
         self._processor = BoundedProcessor(self._exporter)
         self._provider = TracerProvider(
             sampler=sampler(config),
-            resource=Resource.create(
-                {names.SERVICE_NAME: config.service_name, names.SERVICE_VERSION: version("opta-router")}
-            ),
+            resource=resource_of(config),
             # Its exit hook would wait without a deadline.
             shutdown_on_exit=False,
             span_limits=SpanLimits(max_attribute_length=MAX_ATTRIBUTE_CHARS),

@@ -1,4 +1,4 @@
-"""Every name that our traces use, in one place.
+"""Every name that our traces and metrics use, in one place.
 
 The GenAI conventions are still in development and their constants move between packages, so ours are written out.
 ``opta.*`` names are ours and public: once released, a name does not change meaning.
@@ -92,3 +92,16 @@ SPEC_ACCEPTED_TOKENS: Final = "opta.spec.draft.accepted_tokens"
 SPEC_REJECTED_TOKENS: Final = "opta.spec.draft.rejected_tokens"
 SPEC_IGNORED_TOKENS: Final = "opta.spec.draft.ignored_tokens"
 SPEC_ACCEPTANCE_RATIO: Final = "opta.spec.acceptance_ratio"
+
+# metrics, and their attributes
+
+METRIC_DEVICE_TIME: Final = "opta.lane.device_time"
+METRIC_QUEUE_DEPTH: Final = "opta.lane.queue.depth"
+METRIC_REQUESTS_ACTIVE: Final = "opta.lane.requests.active"
+METRIC_WEIGHT: Final = "opta.lane.weight"
+METRIC_REJECTIONS: Final = "opta.lane.rejections"
+METRIC_SPILLS: Final = "opta.lane.spills"
+
+ATTRIBUTE_LANE: Final = "lane"
+ATTRIBUTE_CODE: Final = "code"
+"""Why a lane turned a request away: the code of its error."""

@@ -13,9 +13,13 @@ INTERVAL_S: Final = 60.0
 # A logger's filter sees only what is logged on that very logger, so those that speak about an export are listed.
 LOGGERS: Final = (
     "opentelemetry.exporter.otlp.common.http",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.exporter.otlp.proto.common._internal",
     "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.metrics._internal",
+    "opentelemetry.sdk.metrics._internal.export",
+    "opentelemetry.sdk.metrics._internal.instrument",
     "opentelemetry.sdk.trace",
     "opentelemetry.sdk.trace.export",
 )

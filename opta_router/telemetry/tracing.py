@@ -106,7 +106,7 @@ class Tracing:
         return NO_TRACE
 
     def shutdown(self) -> bool:
-        """Send what is left. Blocks for :data:`~opta_router.telemetry.export.SHUTDOWN_S` at most, so keep it off the
+        """Send what is left. Blocks for :data:`~opta_router.telemetry.resource.SHUTDOWN_S` at most, so keep it off the
         event loop. False if something was left then. Safe to call again.
         """
         return True

@@ -1,5 +1,6 @@
 """The router's side of a link, against a host that the test plays over a real socket pair."""
 
+import math
 import socket
 from contextlib import asynccontextmanager
 
@@ -89,6 +90,16 @@ async def connected():
         tg.cancel_scope.cancel()
 
 
+def tokens_of(events):
+    """The tokens of an answer, whose deltas follow on from each other."""
+    token_ids = []
+    for event in events:
+        if isinstance(event, wire.Delta):
+            assert event.index == len(token_ids)
+            token_ids += event.token_ids
+    return token_ids
+
+
 async def all_events(generation):
     events = []
     while not events or not isinstance(events[-1], wire.Finished):
@@ -109,7 +120,8 @@ async def test_requests_share_a_link_and_each_receives_its_own_events_in_order()
             delta("a", 2, 9),
             finished("a", 3),
         ]
-        assert await all_events(b) == [wire.Started("b", 1), delta("b", 0, 5), delta("b", 1, 6), finished("b", 2)]
+        joined = wire.Delta("b", 0, (5, 6), "<0><1>")  # nobody had received the first when the second came
+        assert await all_events(b) == [wire.Started("b", 1), joined, finished("b", 2)]
         assert router.ends == [("a", finished("a", 3)), ("b", finished("b", 2))]
         assert router.link.active == 0
 
@@ -118,11 +130,39 @@ async def test_an_unread_request_delays_nobody():
     async with connected() as (router, host):
         stalled, reading = router.submit("stalled"), router.submit("reading")
         for index in range(2000):
-            await host.says_events(delta("stalled", index, 1), delta("reading", index, 2))
+            await host.says_events(delta("stalled", index, index), delta("reading", index, 2))
         await host.says_events(finished("reading", 2000))
-        assert sum(isinstance(event, wire.Delta) for event in await all_events(reading)) == 2000
+        assert tokens_of(await all_events(reading)) == [2] * 2000
         await host.says_events(finished("stalled", 2000))
-        assert len(await all_events(stalled)) == 2001
+        assert tokens_of(await all_events(stalled)) == list(range(2000))
+
+
+@pytest.mark.parametrize("lengths", [[1] * 5000, [8] * 700, [1, 9, 2] * 500, [0, 1, 0] * 500, [50, *[1] * 2000]])
+async def test_what_a_stalled_reader_has_not_taken_is_a_few_events_with_nothing_lost(lengths):
+    async with connected() as (router, host):
+        stalled = router.submit("a")
+        expected_tokens, expected_text = [], ""
+        for number, length in enumerate(lengths):
+            token_ids = tuple(range(number, number + length))
+            await host.says_events(wire.Delta("a", len(expected_tokens), token_ids, f"<{number}>"))
+            expected_tokens += token_ids
+            expected_text += f"<{number}>"
+        await host.says_events(finished("a", len(expected_tokens)))
+        while not stalled.ended:
+            await anyio.wait_all_tasks_blocked()
+        *deltas, _ = events = await stalled.receive()
+        assert len(events) <= math.log2(len(expected_tokens)) + 3
+        assert tokens_of(events) == expected_tokens
+        assert "".join(event.text for event in deltas) == expected_text
+
+
+async def test_what_was_received_is_not_given_again_with_what_comes_next():
+    async with connected() as (router, host):
+        generation = router.submit("a")
+        await host.says_events(wire.Started("a", 1), delta("a", 0, 1, 2))
+        assert await generation.receive() == [wire.Started("a", 1), delta("a", 0, 1, 2)]
+        await host.says_events(delta("a", 2, 3, 4), finished("a", 4))
+        assert await all_events(generation) == [delta("a", 2, 3, 4), finished("a", 4)]
 
 
 async def test_what_is_not_a_requests_event_goes_to_the_owner():

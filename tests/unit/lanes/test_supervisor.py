@@ -2,7 +2,9 @@
 
 from itertools import accumulate
 
-from lanes.supervisor import BACKOFF_S
+from lanes import wire
+from lanes.states import HostEvent
+from lanes.supervisor import BACKOFF_S, HostSettings, Supervisor
 
 
 def test_a_host_that_never_becomes_ready_is_started_five_times_a_minute_at_most():
@@ -10,3 +12,23 @@ def test_a_host_that_never_becomes_ready_is_started_five_times_a_minute_at_most(
     for first, sixth in zip(starts_s, starts_s[5:], strict=False):
         assert sixth - first >= 60
     assert BACKOFF_S[0] == 0  # one that was ready is replaced at once
+
+
+def stats(**device_s):
+    return wire.Stats(1, {lane: wire.LaneStats(spent_s, 1, 0) for lane, spent_s in device_s.items()}, 0, 0)
+
+
+def test_the_device_time_of_a_lane_goes_on_after_a_host_is_lost():
+    lane = wire.LaneSpec(1.0, 1)
+    supervisor = Supervisor(HostSettings({"interactive": lane, "throughput": lane}, ()))
+    seen_s = [supervisor.device_s["interactive"]]
+    for life in range(2):
+        supervisor._happened(HostEvent.SPAWN)
+        supervisor._happened(HostEvent.READY)
+        for spent_s in (0.5, 2.0):
+            supervisor._received(stats(interactive=spent_s, throughput=life + 1.0))
+            seen_s.append(supervisor.device_s["interactive"])
+        supervisor._happened(HostEvent.DIED)
+        seen_s.append(supervisor.device_s["interactive"])
+    assert seen_s == [0.0, 0.5, 2.0, 2.0, 2.5, 4.0, 4.0]
+    assert supervisor.device_s["throughput"] == 3.0

@@ -1,15 +1,16 @@
-"""Where traces go, if anywhere."""
+"""Where traces and metrics go, if anywhere."""
 
 import subprocess
 import sys
 
 import pytest
 
-from opta_router.telemetry.setup import traces_endpoint
+from opta_router.telemetry.setup import signal_endpoint
 from policies.errors import ConfigError
 from policies.schema import TelemetryConfig
 
 BASE, TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+METRICS = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 
 
 @pytest.mark.parametrize(
@@ -29,18 +30,34 @@ BASE, TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOIN
     ],
 )
 def test_the_configuration_wins_and_a_base_gets_the_path(configured, environ, endpoint):
-    assert traces_endpoint(TelemetryConfig(otlp_endpoint=configured), environ) == endpoint
+    assert signal_endpoint("traces", TelemetryConfig(otlp_endpoint=configured), environ) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("configured", "environ", "endpoint"),
+    [
+        ("http://c:4318", {}, "http://c:4318/v1/metrics"),
+        ("http://c:4318/v1/traces", {}, "http://c:4318/v1/metrics"),
+        ("http://c:4318/v1/metrics", {}, "http://c:4318/v1/metrics"),
+        (None, {BASE: "https://c/otlp/"}, "https://c/otlp/v1/metrics"),
+        (None, {METRICS: "http://c/points", TRACES: "http://c/spans"}, "http://c/points"),
+        (None, {TRACES: "http://c/spans"}, None),
+        ("http://ours", {"OTEL_SDK_DISABLED": "True"}, None),
+    ],
+)
+def test_metrics_go_to_the_same_base_under_a_path_of_their_own(configured, environ, endpoint):
+    assert signal_endpoint("metrics", TelemetryConfig(otlp_endpoint=configured), environ) == endpoint
 
 
 @pytest.mark.parametrize("url", ["collector:4317", "grpc://c", "http://", "http://["])
 def test_an_environment_without_a_usable_url_is_named_and_no_traces_are_sent(caplog, url):
-    assert traces_endpoint(TelemetryConfig(), {BASE: url}) is None
+    assert signal_endpoint("traces", TelemetryConfig(), {BASE: url}) is None
     assert [BASE in message for message in caplog.messages] == [True]
 
 
 def test_a_configured_endpoint_that_is_no_url_is_the_operators_error():
     with pytest.raises(ConfigError, match=r"telemetry\.otlp_endpoint"):
-        traces_endpoint(TelemetryConfig(otlp_endpoint="http://["), {})
+        signal_endpoint("traces", TelemetryConfig(otlp_endpoint="http://["), {})
 
 
 def test_without_an_endpoint_nothing_is_imported_and_no_thread_started():

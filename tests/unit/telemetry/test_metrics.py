@@ -1,0 +1,212 @@
+"""Metrics as they are scraped, and on the wire; collectors that do not take them."""
+
+import logging
+import subprocess
+import sys
+import threading
+from importlib.metadata import version
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from opta_router.telemetry.metrics import LaneReading, Metrics, start_metrics
+from opta_router.telemetry.quiet_logs import LOGGERS, OncePerInterval
+from policies.quantities import Secret
+from policies.schema import TelemetryConfig
+from tests.otlp import black_hole, refusing
+
+
+class Lanes:
+    """Two lanes whose numbers a test sets."""
+
+    def __init__(self):
+        self.interactive = {"active": 1, "device_s": 2.5, "rejected": {"queue_full": 3, "deadline": 0}}
+        self.throughput = {"queued": 7, "spilled": 4, "weight": 0.5}
+
+    def __call__(self):
+        none = {"weight": 8.0, "active": 0, "queued": 0, "spilled": 0, "rejected": {}, "device_s": 0.0}
+        return {
+            "interactive": LaneReading(**{**none, **self.interactive}),
+            "throughput": LaneReading(**{**none, **self.throughput}),
+        }
+
+
+def sending_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("OtelPeriodic")]
+
+
+def scraped(metrics):
+    """Samples by name and labels."""
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    samples = [sample for family in families for sample in family.samples if sample.name != "target_info"]
+    found = {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+def of_lane(samples, lane):
+    """The samples of one lane without a code."""
+    return {name: value for (name, *labels), value in samples.items() if labels == [("lane", lane)]}
+
+
+@pytest.fixture
+def lanes():
+    return Lanes()
+
+
+@pytest.fixture
+def scraped_only(lanes):
+    metrics = start_metrics(TelemetryConfig())
+    metrics.observe_lanes(lanes)
+    yield metrics
+    metrics.shutdown()
+
+
+def test_each_lane_is_scraped_under_the_contracts_names(scraped_only):
+    samples = scraped(scraped_only)
+    assert of_lane(samples, "interactive") == {
+        "opta_lane_queue_depth": 0,
+        "opta_lane_requests_active": 1,
+        "opta_lane_weight": 8,
+        "opta_lane_device_time_seconds_total": 2.5,
+        "opta_lane_spills_total": 0,
+    }
+    assert of_lane(samples, "throughput") == {
+        "opta_lane_queue_depth": 7,
+        "opta_lane_requests_active": 0,
+        "opta_lane_weight": 0.5,
+        "opta_lane_device_time_seconds_total": 0,
+        "opta_lane_spills_total": 4,
+    }
+    rejections = {
+        labels: value
+        for (name, *labels), value in samples.items()
+        if name == "opta_lane_rejections_total"
+        for labels in [tuple(labels)]
+    }
+    assert rejections == {
+        (("code", "queue_full"), ("lane", "interactive")): 3,
+        (("code", "deadline"), ("lane", "interactive")): 0,
+    }
+
+
+def test_each_scrape_says_what_is_true_then(scraped_only, lanes):
+    scraped(scraped_only)
+    lanes.interactive |= {"device_s": 4.0, "active": 0}
+    found = of_lane(scraped(scraped_only), "interactive")
+    assert (found["opta_lane_device_time_seconds_total"], found["opta_lane_requests_active"]) == (4.0, 0)
+    assert scraped(scraped_only) == scraped(scraped_only)
+
+
+def test_a_scrape_says_whose_metrics_they_are_and_nothing_of_the_process(scraped_only):
+    families = {family.name: family for family in text_string_to_metric_families(scraped_only.exposition().decode())}
+    assert {name for name in families if not name.startswith("opta_")} == {"target_info"}
+    assert families["target_info"].samples[0].labels["service_name"] == "opta-router"
+
+
+def test_without_an_endpoint_no_thread_is_started(scraped_only):
+    assert sending_threads() == []
+
+
+def test_two_routers_in_one_process_do_not_see_each_others_metrics(scraped_only):
+    other = start_metrics(TelemetryConfig())
+    assert scraped(other) == {}
+    other.shutdown()
+    assert scraped(scraped_only) != {}
+
+
+def test_what_is_pushed_is_what_is_scraped(collector, lanes, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-from=environment,x-both=environment")
+    headers = {"x-key": Secret("k"), "X-Both": Secret("configuration")}
+    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint, otlp_headers=headers))
+    metrics.observe_lanes(lanes)
+    metrics.shutdown()
+    metrics.shutdown()
+    ((path, sent),) = collector.requests
+    assert path == "/v1/metrics"
+    assert (sent["x-key"], sent["x-from"], sent["x-both"]) == ("k", "environment", "configuration")
+    found = {(point.name, *sorted(point.attributes.items())): point.value for point in collector.points}
+    assert found["opta.lane.device_time", ("lane", "interactive")] == 2.5
+    assert found["opta.lane.rejections", ("code", "queue_full"), ("lane", "interactive")] == 3
+    assert len(found) == len(collector.points) == 12
+    assert {(point.name, point.kind, point.unit) for point in collector.points} == {
+        ("opta.lane.queue.depth", "gauge", "{request}"),
+        ("opta.lane.requests.active", "gauge", "{request}"),
+        ("opta.lane.weight", "gauge", ""),
+        ("opta.lane.device_time", "counter", "s"),
+        ("opta.lane.spills", "counter", "{request}"),
+        ("opta.lane.rejections", "counter", "{request}"),
+    }
+    (resource,) = {tuple(sorted(point.resource.items())) for point in collector.points}
+    assert ("service.name", "opta-router") in resource
+    assert ("service.version", version("opta-router")) in resource
+    assert sending_threads() == []
+
+
+def test_what_is_pushed_in_between_goes_on_from_what_was_pushed_before(collector, lanes, monkeypatch):
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
+    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint))
+    metrics.observe_lanes(lanes)
+    for device_s in (3.0, 4.0):
+        lanes.interactive["device_s"] = device_s
+        with collector.changed:
+            assert collector.changed.wait_for(lambda: lanes.interactive["device_s"] in device_times(collector), 20)
+    metrics.shutdown()
+    assert device_times(collector) == sorted(device_times(collector))
+
+
+def device_times(collector):
+    return [
+        point.value
+        for point in collector.points
+        if point.name == "opta.lane.device_time" and point.attributes == {"lane": "interactive"}
+    ]
+
+
+@pytest.mark.timeout(30)
+def test_a_collector_that_refuses_costs_one_line_from_each_logger_and_scrapes_go_on(caplog, lanes, monkeypatch):
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.filters = [limit for limit in logger.filters if not isinstance(limit, OncePerInterval)]
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
+    caplog.set_level(logging.WARNING)
+    with refusing() as endpoint:
+        metrics = start_metrics(TelemetryConfig(otlp_endpoint=endpoint))
+        metrics.observe_lanes(lanes)
+        exporter = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
+        while exporter not in {record.name for record in caplog.records}:
+            assert of_lane(scraped(metrics), "interactive")["opta_lane_requests_active"] == 1
+        metrics.shutdown()
+        for thread in sending_threads():
+            thread.join()
+    loggers = [record.name for record in caplog.records]
+    assert len(loggers) == len(set(loggers))
+
+
+@pytest.mark.timeout(60)
+def test_a_collector_that_never_answers_holds_up_neither_shutdown_nor_exit():
+    program = """
+import sys
+from opta_router.telemetry.metrics import start_metrics
+from policies.schema import TelemetryConfig
+metrics = start_metrics(TelemetryConfig(otlp_endpoint=sys.argv[1]))
+metrics.observe_lanes(lambda: {})
+metrics.shutdown()
+print("over")
+"""
+    with black_hole() as endpoint:
+        command = [sys.executable, "-c", program, endpoint]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout) == (0, "over\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_fails_spoils_neither_the_scrape_nor_the_router():
+    metrics = Metrics(TelemetryConfig(), None)
+
+    def fails():
+        raise RuntimeError("no lanes")
+
+    metrics.observe_lanes(fails)
+    assert scraped(metrics) == {}
+    metrics.shutdown()
