@@ -15,7 +15,7 @@ from opta_router.app import build_app
 from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher
 from opta_router.reloading import reload_on_hangup, watch_file
-from opta_router.server import ServerLimits, serve, stop_signals
+from opta_router.server import ServerLimits, make_room, serve, stop_signals
 from opta_router.telemetry import Tracing, start_tracing
 from opta_router.telemetry.metrics import Metrics, start_metrics
 from policies.schema import Config
@@ -83,6 +83,7 @@ async def _run(
     limits = ServerLimits(
         max_connections=config.server.max_connections, drain_timeout_s=float(config.server.drain_timeout)
     )
+    make_room(limits)
     with stop_signals() as stop:
 
         async def shutdown() -> None:

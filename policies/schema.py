@@ -57,7 +57,7 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     ] = ()
     max_body: Annotated[ByteSize, Meta(description="a larger request body is a 413")] = _default(ByteSize(4 * 1024**2))
     body_timeout: Annotated[Seconds, Meta(description="a body that takes longer is a 408")] = _default(Seconds(30))
-    max_connections: Count = 512
+    max_connections: Annotated[Count, Meta(description="one more is a 503; idle ones count, too")] = 2048
     admin_key_sha256: Digest | None = None
 
 

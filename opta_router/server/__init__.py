@@ -7,7 +7,7 @@ from opta_router.server.binding import BindError
 from opta_router.server.body_limit import BodyLimit
 from opta_router.server.host_guard import HostGuard
 from opta_router.server.lifespan import LifespanEndedError
-from opta_router.server.limits import ServerLimits
+from opta_router.server.limits import ServerLimits, make_room
 from opta_router.server.refusal import RenderError, refuse
 from opta_router.server.repairs import UnrepairedHypercornError
 from opta_router.server.repairs.app_queue import ON_DISCONNECT
@@ -24,6 +24,7 @@ __all__ = [
     "ServerLimits",
     "StopSignals",
     "UnrepairedHypercornError",
+    "make_room",
     "refuse",
     "serve",
     "stop_signals",

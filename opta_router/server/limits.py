@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from dataclasses import dataclass
+
+_log = logging.getLogger("opta_router.server")
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -52,6 +55,28 @@ class ServerLimits:
     drain_timeout_s: float = 30.0
     cut_timeout_s: float = 1.0
     shutdown_timeout_s: float = 10.0
+
+
+def make_room(limits: ServerLimits) -> None:
+    """Raise the soft limit of descriptors as far as `max_connections` needs and the hard limit allows.
+
+    No further: whatever this process starts inherits it. What is missing in the end, `connection_cap` takes off.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits.max_connections is None or soft == resource.RLIM_INFINITY:
+        return
+    needed = limits.max_connections + _OWN_DESCRIPTORS + limits.backlog
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if raised > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        except (OSError, ValueError) as error:  # macOS allows less than its hard limit says
+            _log.warning("the limit of %d descriptors cannot be raised to %d: %s", soft, raised, error)
+    cap = connection_cap(limits)
+    if cap < limits.max_connections:
+        _log.warning(
+            "server.max_connections is %d; the system's limit of descriptors allows %d", limits.max_connections, cap
+        )
 
 
 def connection_cap(limits: ServerLimits) -> int:
