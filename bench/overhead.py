@@ -13,6 +13,7 @@ share its cores: with two of them, the requests/s are bounded by all three toget
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import tempfile
 import time
@@ -24,7 +25,7 @@ import anyio
 import msgspec
 import psutil
 
-from bench import http_load, servers
+from bench import http_load, overhead_report, servers
 from bench.overhead_report import (
     CONNECTIONS,
     CPU_CONNECTIONS,
@@ -36,6 +37,7 @@ from bench.overhead_report import (
     Added,
     Way,
 )
+from bench.reporting import add_save, machine, print_bars, save
 from bench.statistics import median, quantile
 from lanes import wire
 from lanes.supervisor import Supervisor
@@ -78,6 +80,25 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 1000
     rounds: int = 3
     seconds: float = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--requests", type=int, default=1000, help="one after the other, to each server")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="at each number of connections, in each round")
+    parser.add_argument("--no-litellm", action="store_true", help="without LiteLLM, which uv installs for the run")
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0, or 1 if a promise was not kept."""
+    effort = Effort(requests=arguments.requests, rounds=arguments.rounds, seconds=arguments.seconds)
+    ways = measure(effort, with_litellm=not arguments.no_litellm)
+    promises = overhead_report.bars(ways)
+    print(f"{machine()}, shared by client, router and host\n\n{overhead_report.table(ways)}\n")
+    save(arguments.save, {"effort": effort, "ways": ways, "bars": promises})
+    return print_bars(promises)
 
 
 def measure(wanted: Effort, *, with_litellm: bool) -> list[Way]:

@@ -2,8 +2,8 @@
 
 The one with the least outstanding work, among those that are resident; but a conversation stays with the model that has
 its prefix in a cache, unless that one already has more than its part: "Consistent Hashing with Bounded Loads" (V.
-Mirrokni, M. Thorup, M. Zadimoghaddam, SODA 2018) with a table of prefixes in place of the hash. So prompt caches hit, and
-no model becomes a hot spot: whoever is given a request had at most :data:`LOAD_FACTOR` times the mean of all before it.
+Mirrokni, M. Thorup, M. Zadimoghaddam, SODA 2018) with a table of prefixes in place of the hash. So prompt caches hit,
+and no model becomes a hot spot: who is given a request had at most :data:`LOAD_FACTOR` times the mean of all before it.
 """
 
 from __future__ import annotations
