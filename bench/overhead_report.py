@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from bench.reporting import Bar, at_least, at_most, markdown
+
 OURS, ECHO, LITELLM, ENGINE = "opta-router", "echo", "LiteLLM", "engine"
 CONNECTIONS: Final = (1, 32, 256)
 CPU_CONNECTIONS: Final = 32
@@ -33,15 +35,6 @@ class Way(msgspec.Struct, kw_only=True):
     stream_tokens_per_s: float | None = None
 
 
-class Bar(msgspec.Struct, frozen=True):
-    """One promise, what was measured, and what was promised."""
-
-    promise: str
-    measured: float
-    bound: float
-    kept: bool
-
-
 def bars(ways: Sequence[Way]) -> list[Bar]:
     """What the front door promises, held against one run.
 
@@ -50,7 +43,7 @@ def bars(ways: Sequence[Way]) -> list[Bar]:
     found = {way.name: way for way in ways}
     ours = found[OURS]
     added_ms = ours.median_ms - found[ECHO].median_ms
-    promises = [Bar("median ms added to the echo's, one connection", round(added_ms, 3), 1.0, added_ms < 1.0)]
+    promises = [at_most("median ms added to the echo's, one connection", added_ms, 1.0)]
     for name, bound in ((ECHO, 0.5), (LITELLM, 5.0)):
         if name not in found:
             continue
@@ -59,7 +52,7 @@ def bars(ways: Sequence[Way]) -> list[Bar]:
                 continue
             ratio = rate / found[name].requests_per_s[connections]
             promise = f"requests/s : {name}'s, at {connections}"
-            promises.append(Bar(promise, round(ratio, 2), bound, ratio >= bound))
+            promises.append(at_least(promise, ratio, bound))
     return promises
 
 
@@ -70,16 +63,16 @@ def table(ways: Sequence[Way]) -> str:
         *(f"requests/s at {connections}" for connections in CONNECTIONS),
         *(f"CPU ms a request at {CPU_CONNECTIONS}", f"tokens/s, {STREAMS} streams"),
     )
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for way in ways:
-        cells = (
+    rows = [
+        (
             *(f"`{way.name}`", f"{way.median_ms:.2f} ms", f"{way.p99_ms:.2f} ms", _added(way.adds)),
             *(f"{way.requests_per_s[n]:,.0f}" if way.requests_per_s else "" for n in CONNECTIONS),
             ", ".join(f"{process} {spent:.2f}" for process, spent in way.cpu_ms_per_request.items()),
             f"{way.stream_tokens_per_s:,.0f}" if way.stream_tokens_per_s else "",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for way in ways
+    ]
+    return markdown(columns, rows)
 
 
 def _added(adds: Added | None) -> str:
