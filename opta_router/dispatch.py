@@ -7,7 +7,6 @@ granted a slot that the device has really let go of.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from lanes.client import Generation, OnEnd, OnProgress
 from lanes.errors import HostDied, HostUnavailable, RequestRefused
 from opta_router import errors
 from opta_router.admission import Admission, Ask, Effect, LaneLimits, LaneStats, MoveGranted, Rejected, Ticket
+from opta_router.identifiers import new_identifier
 from opta_router.placement import Placement
 from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
 from opta_router.telemetry import RequestTrace
@@ -181,7 +181,7 @@ class Dispatcher:
         try:
             answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, ticket.lane, model))
             submit = arrival.request.submission(
-                secrets.token_hex(12), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
+                new_identifier(), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
             budget = self._token_budget(arrival, ticket, submit, answer)
             self._running[ticket] = answer

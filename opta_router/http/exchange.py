@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from opta_router.errors import InvalidRequest, UnsupportedMediaType
+from opta_router.identifiers import new_identifier
 from opta_router.server import ON_DISCONNECT
 from opta_router.server.refusal import Receive, Scope, Send
 
@@ -32,7 +32,7 @@ class Exchange:
         """The client's ``X-Request-Id``, or one made here."""
         if not self._request_id:
             given = self.headers.get("x-request-id", "")
-            self._request_id = given if _is_request_id(given) else f"req-{secrets.token_hex(12)}"
+            self._request_id = given if _is_request_id(given) else f"req-{new_identifier()}"
         return self._request_id
 
     def check_request_id(self) -> None:

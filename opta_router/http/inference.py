@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from typing import Final
@@ -16,6 +15,7 @@ from opta_router.dispatch import Answer, Arrival
 from opta_router.errors import Fault, MethodNotAllowed, ModelNotFound, PresetNotFound, RouterError
 from opta_router.http.auth import authenticate
 from opta_router.http.exchange import Exchange, Header
+from opta_router.identifiers import new_identifier
 from opta_router.request import Ending, GenerationRequest, Operation
 from opta_router.server.refusal import Receive, Scope, Send
 from opta_router.service import VERSION, Service, service_of
@@ -131,7 +131,7 @@ class _Inference:
         )
         facts = openai.AnswerFacts(
             operation=request.operation,
-            id=f"{_PREFIX[request.operation]}-{secrets.token_hex(12)}",
+            id=f"{_PREFIX[request.operation]}-{new_identifier()}",
             created=int(time.time()),
             model=verdict.model,
             system_fingerprint=FINGERPRINT,
