@@ -161,6 +161,10 @@ class _DrainRate:
         self._seconds = self._seconds * decay + elapsed_s
         self._full_since_s = now_s
 
+    def slots_changed(self, before: int, now: int) -> None:
+        """With more slots each comes free as often as before, and so one of them does more often."""
+        self._seconds *= before / now
+
     def wait_s(self, turns: float) -> float | None:
         """When ``turns`` slots will have come free; None before any has."""
         return turns * self._seconds / self._slots if self._slots else None
@@ -425,7 +429,9 @@ class Admission:
     def configure(self, limits: Mapping[Lane, LaneLimits], now_s: float) -> list[Effect]:
         """New bounds. What is active or queued beyond a smaller one stays; more slots are filled at once."""
         for lane, bounds in limits.items():
-            self._lanes[lane].limits = bounds
+            queue = self._lanes[lane]
+            queue.rate.slots_changed(queue.limits.max_active, bounds.max_active)
+            queue.limits = bounds
         return self._fill_all(now_s)
 
     @property

@@ -172,6 +172,23 @@ def test_a_resumption_is_a_second_decode_linked_to_the_first(tracing, collector)
     assert first.end_ns <= second.start_ns <= second.end_ns <= third.start_ns
 
 
+def test_an_answer_that_moves_to_the_other_lane_says_when(tracing, collector):
+    trace = lives.begin(tracing)
+    lives.to_first_token(trace)
+    trace.demoted("throughput", 512)
+    trace.finished(lives.ending())
+    trace.responded(200)
+    tracing.shutdown()
+    client = collector.one(CLIENT)
+    assert (client.attributes["opta.demoted"], client.attributes["opta.demoted.emitted_tokens"]) == (True, 512)
+    assert client.attributes["opta.lane"] == "interactive"
+    (event,) = collector.one("opta.decode").events
+    assert (event.name, event.attributes) == (
+        "opta.lane.demoted",
+        {"opta.lane": "throughput", "opta.demoted.emitted_tokens": 512},
+    )
+
+
 def test_a_request_that_fails_in_the_queue_says_where_and_why(tracing, collector):
     trace = lives.begin(tracing)
     lives.classify(trace)
@@ -294,6 +311,7 @@ CALLS = {
     "first_token": lambda trace: trace.first_token(),
     "interrupted": lambda trace: trace.interrupted(),
     "resumed": lambda trace: trace.resumed(3),
+    "demoted": lambda trace: trace.demoted("throughput", 3),
     "finished": lambda trace: trace.finished(lives.ending()),
     "failed": lambda trace: trace.failed("engine_error"),
     "failed, known": lambda trace: trace.failed("engine_error", lives.ending().opta),
