@@ -19,11 +19,13 @@ from lanes import wire
 from lanes.client import Generation, OnEnd, OnProgress
 from lanes.errors import HostDied, HostUnavailable, RequestRefused
 from opta_router import errors
-from opta_router.admission import Admission, Ask, Effect, LaneLimits, LaneStats, MoveGranted, Rejected, Ticket
+from opta_router.admission import Admission, Effect, MoveGranted, Rejected
 from opta_router.identifiers import new_identifier
+from opta_router.lane_queue import LaneLimits, LaneStats
 from opta_router.placement import Placement
 from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
 from opta_router.telemetry import RequestTrace
+from opta_router.tickets import Ask, Ticket
 from policies.classify import Classification
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config, LaneConfig, ModelConfig

@@ -7,18 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from opta_router.admission import (
-    MAX_RETRY_S,
-    MIN_RETRY_S,
-    UNMEASURED_RETRY_S,
-    Admission,
-    Ask,
-    Granted,
-    LaneLimits,
-    MoveGranted,
-    Rejected,
-    TicketState,
-)
+from opta_router.admission import Admission, Granted, MoveGranted, Rejected
+from opta_router.lane_queue import MAX_RETRY_S, MIN_RETRY_S, UNMEASURED_RETRY_S, LaneLimits
+from opta_router.tickets import Ask, TicketState
 from policies.auto import AutoFacts
 
 LANES = ("interactive", "throughput")
