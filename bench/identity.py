@@ -7,6 +7,7 @@ groups them differently, so that two nearly equal logits may change places, and 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 
 from bench import servers
 from bench.client import Completion, complete
+from bench.reporting import add_save, machine, save
 from lanes import embedded
 from policies.load import DEFAULT_FILE
 
@@ -35,6 +37,21 @@ class Same(msgspec.Struct, frozen=True, kw_only=True):
     way: str
     same: int
     of: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--tokens", type=int, default=96, help="of each answer")
+    parser.add_argument("--batch", type=int, default=8)
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0 if all but the batch answered the same."""
+    found = measure(arguments.tokens, arguments.batch)
+    print(f"{machine()}; {arguments.tokens} tokens each\n{report(found)}")
+    save(arguments.save, {"tokens": arguments.tokens, "identity": found})
+    return 0 if all(one.same == one.of for one in found[:-1]) else 1
 
 
 def measure(max_tokens: int, batch: int) -> list[Same]:

@@ -9,6 +9,7 @@ tokenizer, for every server alike.
 
 from __future__ import annotations
 
+import argparse
 import random
 import tempfile
 import time
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 
 from bench import servers
 from bench.client import Completion, complete
+from bench.reporting import Bar, add_save, at_least, at_most, machine, markdown, print_bars, save
 from bench.statistics import median, quantile
 from lanes import embedded
 
@@ -61,6 +63,38 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     background_solo_tokens_per_s: float
     background_busy_tokens_per_s: float
     background_kept: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--background", type=int, default=8, help="background streams")
+    parser.add_argument("--context", type=int, default=2000, metavar="TOKENS", help="prompt of a background request")
+    parser.add_argument("--rounds", type=int, default=16, help="questions to the idle server")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the person asks the busy server")
+    parser.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
+    parser.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0 if the promises were kept."""
+    load = Load(
+        background=arguments.background,
+        background_prompt_tokens=arguments.context,
+        rounds=arguments.rounds,
+        busy_s=arguments.seconds,
+        weights=tuple(arguments.weights),
+    )
+    rows = measure(load, with_peers=arguments.peers)
+    promises = bars(rows, load)
+    print(
+        f"{load.background} background streams with prompts of {load.background_prompt_tokens} tokens, "
+        f"weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n"
+    )
+    print(table(rows) + "\n")
+    status = print_bars(promises)
+    save(arguments.save, {"load": load, "rows": rows, "bars": promises})
+    return status
 
 
 def measure(load: Load, *, with_peers: bool) -> list[Row]:
@@ -245,31 +279,22 @@ COLUMNS = (
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        cells = (
-            f"`{row.server}`",
-            f"{row.ttft_idle_ms:,.0f} ms",
-            f"{row.ttft_busy_ms:,.0f} ms",
-            f"{row.ttft_busy_p95_ms:,.0f} ms",
-            f"{row.ttft_busy_worst_ms:,.0f} ms",
-            f"{row.busy_to_idle:.2f}",
-            f"{row.interactive_idle_tokens_per_s:.1f}",
-            f"{row.interactive_busy_tokens_per_s:.1f}",
-            f"{row.background_solo_tokens_per_s:.1f}",
-            f"{row.background_busy_tokens_per_s:.1f} ({row.background_kept:.0%})",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(COLUMNS, [_cells(row) for row in rows])
 
 
-class Bar(msgspec.Struct, frozen=True):
-    """One promise, what was measured, and what was promised."""
-
-    promise: str
-    measured: float
-    bound: float
-    kept: bool
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        f"`{row.server}`",
+        f"{row.ttft_idle_ms:,.0f} ms",
+        f"{row.ttft_busy_ms:,.0f} ms",
+        f"{row.ttft_busy_p95_ms:,.0f} ms",
+        f"{row.ttft_busy_worst_ms:,.0f} ms",
+        f"{row.busy_to_idle:.2f}",
+        f"{row.interactive_idle_tokens_per_s:.1f}",
+        f"{row.interactive_busy_tokens_per_s:.1f}",
+        f"{row.background_solo_tokens_per_s:.1f}",
+        f"{row.background_busy_tokens_per_s:.1f} ({row.background_kept:.0%})",
+    )
 
 
 def bars(rows: Sequence[Row], load: Load) -> list[Bar]:
@@ -277,22 +302,14 @@ def bars(rows: Sequence[Row], load: Load) -> list[Bar]:
     ours, others = rows[0], rows[1:]
     promised = load.weights[1] / sum(load.weights)
     found = [
-        _at_most("TTFT busy : idle", ours.busy_to_idle, 2.0),
-        _at_least("background tokens/s kept, at least the lane's share", ours.background_kept, promised),
+        at_most("TTFT busy : idle", ours.busy_to_idle, 2.0),
+        at_least("background tokens/s kept, at least the lane's share", ours.background_kept, promised),
     ]
     if others:
         ttft = min(row.ttft_busy_ms for row in others)
         speed = max(row.interactive_busy_tokens_per_s for row in others)
         found += [
-            _at_least("better peer's TTFT busy : ours", ttft / ours.ttft_busy_ms, 3.0),
-            _at_least("our interactive tokens/s busy : better peer's", ours.interactive_busy_tokens_per_s / speed, 2.0),
+            at_least("better peer's TTFT busy : ours", ttft / ours.ttft_busy_ms, 3.0),
+            at_least("our interactive tokens/s busy : better peer's", ours.interactive_busy_tokens_per_s / speed, 2.0),
         ]
     return found
-
-
-def _at_most(promise: str, measured: float, bound: float) -> Bar:
-    return Bar(promise, round(measured, 3), bound, measured <= bound)
-
-
-def _at_least(promise: str, measured: float, bound: float) -> Bar:
-    return Bar(promise, round(measured, 3), round(bound, 3), measured >= bound)

@@ -7,6 +7,7 @@ three alike. Client, router and host share this machine.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ import httpx
 import msgspec
 
 from bench import servers
+from bench.reporting import add_save, machine, save
 from bench.statistics import median, quantile
 from lanes import wire
 from lanes.supervisor import Supervisor
@@ -45,6 +47,20 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     empty_exchange_ms: float
     added_ms: float
     added_to_engine: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--requests", type=int, default=1000)
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0."""
+    found = measure(arguments.requests)
+    print(f"{machine()}; {report(found)}")
+    save(arguments.save, {"overhead": found})
+    return 0
 
 
 def measure(requests: int) -> Overhead:

@@ -6,6 +6,7 @@ a noisy machine disturbs both alike. In a process of its own with OpenBLAS where
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bench.reporting import add_save, machine, save
 from bench.statistics import median
 from lanes import blas, embedded, wire
 from lanes.engines.base import Engine, SequenceSpec
@@ -60,6 +62,21 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
             and longest.acceptance_ratio >= MIN_ACCEPTANCE
             and longest.speedup_geometric_mean >= MIN_SPEEDUP
         )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--tokens", type=int, default=96, help="of each answer")
+    parser.add_argument("--draft-lengths", type=int, nargs="+", default=[2, 4, 8])
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0 if the promises were kept."""
+    found = measure(arguments.tokens, arguments.draft_lengths)
+    print(f"{machine()}; {report(found)}")
+    save(arguments.save, {"tokens": arguments.tokens, "pair": found})
+    return 0 if found.promises_kept else 1
 
 
 def answer(engine: Engine, prompt: tuple[int, ...], max_tokens: int, num_draft_tokens: int) -> Answer:
