@@ -98,8 +98,23 @@ def peers(weights: Weights) -> tuple[Server, ...]:
     return mlx_lm_server(weights), vllm_mlx_server(weights)
 
 
+class Running(msgspec.Struct, frozen=True):
+    """A server that answers: where, and the process that was started."""
+
+    port: int
+    pid: int
+    client: httpx.AsyncClient
+
+
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of :func:`started`."""
+    async with started(server) as process:
+        yield process.client
+
+
+@asynccontextmanager
+async def started(server: Server) -> AsyncIterator[Running]:
     """Start ``server`` with the same BLAS as our host's, wait until it answers, stop it at the end.
 
     Raises:
@@ -122,7 +137,7 @@ async def running(server: Server) -> AsyncIterator[httpx.AsyncClient]:
                     output.seek(0)
                     end = output.read()[-2000:].decode(errors="replace")
                     raise RuntimeError(f"{server.name} did not start: {' '.join(command)}\n{end}")
-                yield client
+                yield Running(port, process.pid, client)
         finally:
             with anyio.CancelScope(shield=True):
                 await _stop(process)
