@@ -16,6 +16,8 @@ BENCHMARKS: Final = {
     "mixed": "one person and a full background lane, on one device",
     "overhead": "what the front door adds to a request",
     "identity": "is the greedy answer the same, whichever way it is computed?",
+    "connections": "what clients that wait, and clients that vanish, cost and leave behind",
+    "fairness": "how long a client waits behind another one's queue",
     "pair": "what speculation does for the embedded pair",
 }
 

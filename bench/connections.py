@@ -1,0 +1,254 @@
+"""``bench connections``: a thousand idle clients, two hundred that ask and wait, and fifty of those that vanish.
+
+Everything is counted at the start, while all are there, and when all have gone: the router's slots and queue, the
+host's sequences, the descriptors of both processes, their memory. The same round is run several times. Counts must be
+back after each. Memory is compared between the ends of the second and the last round: what Python and the system's
+allocator keep for the next round is not lost, and they have it all after two; a leak grows with every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+import httpx
+import msgspec
+import psutil
+
+from bench import servers
+from bench.reporting import Bar, add_save, at_least, at_most, machine, markdown, print_bars, save
+from opta_router.server import ServerLimits, make_room
+
+CONFIG: Final = """
+models:
+  - {name: scripted, target: "scripted:step_s=0.005", keep_alive: -1, preload: true}
+lanes:
+  throughput: {max_active: 8, max_queue: 10000}
+"""
+IDLE_REQUEST: Final = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+ANSWER_TOKENS: Final = 100
+OPENED_TOGETHER: Final = 50
+SETTLE_TIMEOUT_S: Final = 30.0
+RESET: Final = struct.pack("ii", 1, 0)
+PEAK: Final = 0.9
+"""Share of the requests that must be there at one time; the first have been answered by then."""
+IDLE_KIB: Final = 32
+WARM_UP_ROUNDS: Final = 2
+GROWTH_KIB: Final = 1024
+"""Memory that all rounds after the second may add together, as some end with a few more pages in use than others (seen:
+50 to 520). If each client that vanishes left one connection's memory (7 KiB), three rounds would leave more."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What one round opens, how many of those that wait vanish, and how often it is run."""
+
+    idle: int = 1000
+    waiting: int = 200
+    vanishing: int = 50
+    rounds: int = 5
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What router and host hold at one moment."""
+
+    active: int
+    queued: int
+    on_device: int
+    router_descriptors: int
+    host_descriptors: int
+    router_kib: int
+    host_kib: int
+
+    def counts(self) -> Self:
+        """Without memory."""
+        return msgspec.structs.replace(self, router_kib=0, host_kib=0)
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One round: before it, with all idle connections open, with all requests waiting too, and when all have gone."""
+
+    start: Snapshot
+    idle: Snapshot
+    peak: Snapshot
+    end: Snapshot
+    answered: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's options."""
+    parser.add_argument("--idle", type=int, default=1000, help="connections that wait for their next request")
+    parser.add_argument("--waiting", type=int, default=200, help="requests in the lane at a time")
+    parser.add_argument("--vanishing", type=int, default=50, help="of the waiting ones; half by FIN, half by RST")
+    parser.add_argument("--rounds", type=int, choices=range(3, 100), default=5, metavar="3..99")
+    add_save(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; returns 0 if nothing was left behind."""
+    load = Load(idle=arguments.idle, waiting=arguments.waiting, vanishing=arguments.vanishing, rounds=arguments.rounds)
+    rounds = measure(load)
+    print(f"{load.idle} idle connections, {load.waiting} requests, {load.vanishing} vanish; {machine()}\n")
+    print(table(rounds) + "\n")
+    promises = bars(rounds, load)
+    save(arguments.save, {"load": load, "rounds": rounds, "bars": promises})
+    return print_bars(promises)
+
+
+def measure(load: Load) -> list[Round]:
+    """Run all rounds against one router; blocks until done."""
+    make_room(ServerLimits(max_connections=load.idle + load.waiting))  # this process holds the other ends
+    with tempfile.TemporaryDirectory(prefix="opta-bench-") as scratch:
+        config = Path(scratch) / "opta.yaml"
+        config.write_text(CONFIG, "utf-8")
+        return anyio.run(_measure, config, load)
+
+
+async def _measure(config: Path, load: Load) -> list[Round]:
+    async with servers.started(servers.opta_router(config)) as router:
+        watched = _Watched(router)
+        return [await _round(watched, load) for _ in range(load.rounds)]
+
+
+class _Watched:
+    """A router, its host, and what they hold."""
+
+    def __init__(self, router: servers.Running) -> None:
+        self.port = router.port
+        self._client = router.client
+        self._router = psutil.Process(router.pid)
+        (self._host,) = self._router.children()
+
+    async def snapshot(self) -> Snapshot:
+        lane = (await self._client.get("/admin/lanes")).raise_for_status().json()["throughput"]
+        return Snapshot(
+            active=lane["active"],
+            queued=lane["queued"],
+            on_device=lane["on_device"],
+            router_descriptors=self._router.num_fds(),
+            host_descriptors=self._host.num_fds(),
+            router_kib=self._router.memory_info().rss // 1024,
+            host_kib=self._host.memory_info().rss // 1024,
+        )
+
+    async def until(self, holds: Callable[[Snapshot], bool]) -> Snapshot:
+        """The first snapshot of which it holds, or the last one before the time was up."""
+        with anyio.move_on_after(SETTLE_TIMEOUT_S):
+            while not holds(found := await self.snapshot()):  # noqa: ASYNC110 - another process has no event
+                await anyio.sleep(0.1)
+        return found
+
+
+async def _round(watched: _Watched, load: Load) -> Round:
+    start = await watched.snapshot()
+    idle = await _opened(load.idle, lambda: _idle(watched.port))
+    with_idle = await watched.snapshot()
+    waiting = await _opened(load.waiting, lambda: _asking(watched.port))
+    peak = await watched.until(lambda now: now.active + now.queued >= PEAK * load.waiting)
+    vanishing = set(waiting[:: load.waiting // load.vanishing][: load.vanishing])  # of those that run, too
+    for number, client in enumerate(vanishing):
+        client.vanish(reset=number % 2 == 0)
+    answered = sum(await asyncio.gather(*(client.is_answered() for client in waiting if client not in vanishing)))
+    for client in idle + waiting:
+        client.writer.close()
+    end = await watched.until(lambda now: now.counts() == start.counts())
+    return Round(start=start, idle=with_idle, peak=peak, end=end, answered=answered)
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def vanish(self, *, reset: bool) -> None:
+        if reset:
+            connection = self.writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.writer.transport.abort()
+        else:
+            self.writer.close()
+
+    async def is_answered(self) -> bool:
+        """Whether a whole answer with status 200 comes."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await self.reader.readexactly(int(length.partition(b":")[2]))
+        return head.startswith(b"HTTP/1.1 200 ")
+
+
+async def _opened(count: int, connect: Callable[[], Awaitable[_Client]]) -> list[_Client]:
+    """``count`` connections, not more at a time than the router's backlog takes."""
+    clients: list[_Client] = []
+    while len(clients) < count:
+        together = min(OPENED_TOGETHER, count - len(clients))
+        clients += await asyncio.gather(*(connect() for _ in range(together)))
+    return clients
+
+
+async def _idle(port: int) -> _Client:
+    """A connection that has been answered once, and stays."""
+    client = _Client(*await asyncio.open_connection("127.0.0.1", port))
+    client.writer.write(IDLE_REQUEST)
+    if not await client.is_answered():
+        raise RuntimeError("the router refused a connection")
+    return client
+
+
+async def _asking(port: int) -> _Client:
+    """A connection that has asked for an answer."""
+    client = _Client(*await asyncio.open_connection("127.0.0.1", port))
+    body = msgspec.json.encode({"model": "scripted", "prompt": "ab", "max_tokens": ANSWER_TOKENS})
+    request = httpx.Request(
+        "POST",
+        f"http://localhost:{port}/v1/completions",
+        headers={"content-type": "application/json", "x-opta-lane": "throughput"},
+        content=body,
+    )
+    head = b"".join(b"%s: %s\r\n" % header for header in request.headers.raw)
+    client.writer.write(b"POST /v1/completions HTTP/1.1\r\n" + head + b"\r\n" + body)
+    return client
+
+
+def per_idle_kib(first: Round, load: Load) -> float:
+    """Memory of the router for one idle connection: of the first round, whose memory nobody had used before."""
+    return (first.idle.router_kib - first.start.router_kib) / load.idle
+
+
+def bars(rounds: Sequence[Round], load: Load) -> list[Bar]:
+    """What must be back where it was."""
+
+    def left(name: str) -> int:
+        return max(int(getattr(each.end, name)) - int(getattr(each.start, name)) for each in rounds)
+
+    first, warm, last = rounds[0], rounds[WARM_UP_ROUNDS - 1], rounds[-1]
+    at_peak = min(each.peak.active + each.peak.queued for each in rounds)
+    answered = min(each.answered for each in rounds)
+    return [
+        at_least("requests under way at the peak", at_peak, PEAK * load.waiting),
+        at_least("of those that stayed, answered", answered, load.waiting - load.vanishing),
+        *(
+            at_most(f"{name.replace('_', ' ')} left behind", left(name), 0)
+            for name in ("active", "queued", "on_device", "router_descriptors", "host_descriptors")
+        ),
+        at_most("KiB of the router for one idle connection", per_idle_kib(first, load), IDLE_KIB),
+        at_most("KiB by which the router grew once warm", last.end.router_kib - warm.end.router_kib, GROWTH_KIB),
+        at_most("KiB by which the host grew once warm", last.end.host_kib - warm.end.host_kib, GROWTH_KIB),
+    ]
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """A row for each moment of each round."""
+    names = Snapshot.__struct_fields__
+    rows = [
+        [f"{number} {moment}", *(str(getattr(getattr(each, moment), name)) for name in names)]
+        for number, each in enumerate(rounds, start=1)
+        for moment in ("start", "idle", "peak", "end")
+    ]
+    return markdown(["round", *(name.replace("_", " ") for name in names)], rows)
