@@ -33,6 +33,7 @@ class Generation:
         self._inbox: deque[wire.Event] = deque()
         self._arrived = asyncio.Event()
         self._completion_tokens = 0
+        self._moving = False
         self.ended = False
 
     async def receive(self) -> list[wire.Event]:
@@ -69,6 +70,7 @@ class Generation:
     def move(self, lane: wire.Lane) -> None:
         """Ask the host to go on in another lane; :class:`lanes.wire.Moved` says where it does."""
         if not self.ended:
+            self._moving = True
             self._link.send_soon(wire.Move(self.submit.request_id, lane))
 
     def _deliver(self, event: wire.Event) -> None:
@@ -81,8 +83,12 @@ class Generation:
             if self._on_progress is not None:
                 self._on_progress(event)
             event = self._merged_into(event)
-        elif isinstance(event, wire.Moved) and self._on_progress is not None:
-            self._on_progress(event)
+        elif isinstance(event, wire.Moved):
+            if not self._moving:
+                raise WireError(f"request {event.request_id}: moved, though nobody asked for it")
+            self._moving = False
+            if self._on_progress is not None:
+                self._on_progress(event)
         self._inbox.append(event)
         if isinstance(event, wire.Finished | wire.Failed):
             self.ended = True

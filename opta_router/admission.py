@@ -77,13 +77,10 @@ class Admission:
         """
         lane, route = self._placed(ask)
         queue = self._lanes[lane]
-        timeout_s = queue.limits.queue_timeout_s
-        if ask.timeout_s is not None:
-            timeout_s = min(timeout_s, ask.timeout_s)
-        ticket = Ticket(ask, lane, route, now_s, now_s + timeout_s)
+        ticket = Ticket(ask, lane, route, now_s, now_s + queue.patience_s(ask))
         if self._draining:
             return ticket, [self._reject(ticket, "draining")]
-        if not self._has_room(queue, ask) and (queue.rate.wait_s(queue.turns_until(ask)) or 0.0) > timeout_s:
+        if self._in_vain(queue, ask):
             return ticket, [self._reject(ticket, "deadline")]
         effects: list[Effect] = []
         if not self._fits(queue, ask):
@@ -198,7 +195,7 @@ class Admission:
         room = Room(
             interactive=self._has_room(self._lanes["interactive"], ask),
             throughput=self._has_room(throughput, ask),
-            throughput_queue=self._fits(throughput, ask),
+            throughput_queue=self._fits(throughput, ask) and not self._in_vain(throughput, ask),
             batch=throughput.active > 0,
         )
         return choose(ask.auto_rules, ask.auto, room)
@@ -209,6 +206,12 @@ class Admission:
         if spill is not None and not self._fits(self._lanes[lane], ask) and self._fits(self._lanes[spill], ask):
             return spill, "spill"
         return lane, route
+
+    def _in_vain(self, queue: LaneQueue, ask: Ask) -> bool:
+        """Whether the request's turn would come too late, by the lane's measured rate."""
+        if self._has_room(queue, ask):
+            return False
+        return (queue.rate.wait_s(queue.turns_until(ask)) or 0.0) > queue.patience_s(ask)
 
     def _fits(self, queue: LaneQueue, ask: Ask) -> bool:
         return queue.queued < queue.limits.max_queue or self._has_room(queue, ask)

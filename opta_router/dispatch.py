@@ -155,7 +155,8 @@ class Dispatcher:
     def placed(self, request: GenerationRequest, verdict: Classification) -> Classification:
         """``verdict`` with the model that is to answer, where several share the name that was asked for."""
         resident = tuple(name for name in verdict.candidates if name in self._engine.models)
-        candidates = resident or verdict.candidates or (verdict.model,)
+        loadable = tuple(name for name in verdict.candidates if name not in self._engine.load_failures)
+        candidates = resident or loadable or (verdict.model,)
         model = self._placement.choose(candidates, request.prompt, request.estimated_work(verdict.preset))
         return msgspec.structs.replace(verdict, model=model)
 
@@ -181,7 +182,8 @@ class Dispatcher:
         ticket = await self._granted(arrival)
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
-            answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, ticket.lane, model))
+            lane = ticket.lane  # of the admission: speculation is decided there, wherever the answer goes on
+            answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, lane, model))
             submit = arrival.request.submission(
                 new_identifier(), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )

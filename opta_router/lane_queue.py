@@ -223,11 +223,16 @@ class LaneQueue:
             queue.last().ask.client_weight for client, queue in self.clients.items() if client != newcomer.client
         )
         ahead = own.size if own is not None else 0
-        return min((ahead + 1) * (1 + others / newcomer.client_weight), self.queued + 1)
+        return min((ahead + 1) * (1 + others / newcomer.client_weight), self.queued + 1) + len(self.movers)
+
+    def patience_s(self, newcomer: Ask) -> float:
+        """How long the request may wait here."""
+        allowed_s = self.limits.queue_timeout_s
+        return allowed_s if newcomer.timeout_s is None else min(allowed_s, newcomer.timeout_s)
 
     def retry_after_s(self) -> int:
         """When a newcomer at the end of the queue would have its turn, in whole seconds."""
-        return self.rate.retry_after_s(self.queued + 1)
+        return self.rate.retry_after_s(self.queued + len(self.movers) + 1)
 
     def stats(self) -> LaneStats:
         """The lane, now."""

@@ -9,7 +9,7 @@ and no model becomes a hot spot: who is given a request had at most :data:`LOAD_
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -21,6 +21,9 @@ LOAD_FACTOR: Final = 1.25
 MAX_PREFIXES: Final = 16_384
 BLOCK_CHARS: Final = 1_000
 BLOCK_TOKENS: Final = 256
+MAX_PREFIXES_OF_PROMPT: Final = 128
+"""The longest ones: a prompt of megabytes must not push everybody else's out."""
+
 DIGEST_BYTES: Final = 16
 
 
@@ -29,17 +32,19 @@ class Placement:
 
     def __init__(self) -> None:
         self._outstanding: dict[str, int] = {}
+        self._placed: Counter[str] = Counter()
         self._models: OrderedDict[bytes, str] = OrderedDict()
 
     def choose(self, candidates: Sequence[str], prompt: wire.Prompt, work: int) -> str:
         """One of ``candidates``, of which there is at least one; it is remembered for this conversation."""
         if len(candidates) == 1:
             return candidates[0]
-        prefixes = list(_prefixes(prompt))
+        prefixes = deque(_prefixes(prompt), MAX_PREFIXES_OF_PROMPT)
         bound = LOAD_FACTOR * (sum(map(self.outstanding, candidates)) + work) / len(candidates)
         model = next((self._models[prefix] for prefix in reversed(prefixes) if prefix in self._models), "")
         if model not in candidates or self.outstanding(model) > bound:
-            model = min(candidates, key=self.outstanding)
+            model = min(candidates, key=lambda name: (self.outstanding(name), self._placed[name]))
+            self._placed[model] += 1
         for prefix in prefixes:
             self._models[prefix] = model
             self._models.move_to_end(prefix)

@@ -200,6 +200,14 @@ async def test_tokens_out_of_order_end_the_link_and_every_request_on_it(wrong):
             await all_events(a)
 
 
+async def test_a_request_that_moves_unasked_ends_the_link():
+    async with connected() as (router, host):
+        router.submit("a")
+        await host.says_events(delta("a", 0, 5), wire.Moved("a", "throughput", 1))
+        await router.closed.wait()
+        assert "request a: moved, though nobody asked" in str(router.error)
+
+
 async def test_garbage_ends_the_link_and_every_request_on_it():
     async with connected() as (router, host):
         generation = router.submit("a")

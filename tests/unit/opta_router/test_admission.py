@@ -671,3 +671,28 @@ def test_a_request_for_a_full_throughput_lane_is_served_by_an_idle_interactive_o
     door.confirmed(lane="throughput")
     ticket = door.offer(lane="auto", auto=AutoFacts(prompt_tokens=10_000))
     assert (ticket.lane, ticket.route, ticket.state) == ("interactive", "auto:room", TicketState.GRANTED)
+
+
+def test_auto_does_not_send_to_wait_in_vain_who_could_run_now():
+    door = Door(throughput=(1, 100, 300.0, None))
+    holder = door.confirmed("flood", lane="throughput")
+    for _ in range(8):
+        door.offer("flood", lane="throughput")
+    for _ in range(4):
+        door.now_s += 10
+        door.release(holder)
+        holder = door.granted[-1].ticket
+        door.admission.confirm(holder)
+    agent = AutoFacts(stream=False, tools=True)
+    assert door.offer("agent", lane="auto", auto=agent).route == "auto:tools"
+    assert door.offer("hurry", lane="auto", auto=agent, timeout_s=5.0).route == "auto:room"
+
+
+def test_who_moves_is_counted_before_the_queue_in_what_a_newcomer_is_told():
+    door = Door(interactive=(2, 4, 30.0, None), throughput=(1, 4, 60.0, None))
+    door.confirmed(lane="throughput")
+    ticket = door.confirmed()
+    ask = Ask(lane="throughput", route="default")
+    before = door.admission._lanes["throughput"].turns_until(ask)
+    door.move(ticket)
+    assert door.admission._lanes["throughput"].turns_until(ask) == before + 1

@@ -66,6 +66,19 @@ def test_a_conversation_leaves_a_model_that_has_too_much_to_do_and_stays_where_i
     assert placement.choose(MODELS, chat("hello"), WORK) == elsewhere
 
 
+def test_conversations_on_an_idle_router_are_spread():
+    placement = Placement()
+    assert [placement.choose(MODELS, chat(str(number)), WORK) for number in range(6)] == ["a", "b", "c"] * 2
+
+
+def test_a_huge_prompt_does_not_make_the_router_forget_the_others():
+    placement = Placement()
+    home = placement.choose(MODELS, chat("hello"), WORK)
+    for number in range(8):
+        placement.choose(MODELS, wire.TextPrompt(f"{number}" * 4_000_000), WORK)
+    assert placement.choose(MODELS, chat("hello"), WORK) == home
+
+
 def test_a_model_that_is_no_candidate_is_not_chosen_though_it_knows_the_prefix():
     placement = Placement()
     home = placed(placement, chat("hello"))
