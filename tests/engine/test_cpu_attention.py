@@ -1,0 +1,61 @@
+"""Attention out of additions and products is MLX's own, up to fp32's last bits."""
+
+import math
+
+import mlx.core as mx
+import pytest
+
+from lanes.engines import cpu_attention
+
+BUILTIN = cpu_attention._builtin
+TOLERANCE = 5e-5
+
+
+def tensors(batch, heads, key_heads, queries, keys, dimension=16):
+    shapes = [(batch, heads, queries, dimension), (batch, key_heads, keys, dimension), (batch, key_heads, keys, 24)]
+    return [3 * mx.random.normal(shape, key=mx.random.key(number)) for number, shape in enumerate(shapes)]
+
+
+def padded(batch, queries, keys):
+    """A causal mask for sequences that are padded on the left, each more than the one before."""
+    at = mx.arange(keys)
+    causal = mx.arange(keys - queries, keys)[:, None] >= at
+    return causal & (at >= 2 * mx.arange(batch)[:, None, None, None])
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(8, 4), (4, 4), (6, 1)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (40, 40)])
+@pytest.mark.parametrize("kind", ["none", "causal", "booleans", "padded", "numbers", "by head"])
+def test_it_is_the_attention_that_mlx_computes(heads, key_heads, queries, keys, kind):
+    batch = 3
+    q, k, v = tensors(batch, heads, key_heads, queries, keys)
+    mask = {
+        "none": None,
+        "causal": "causal",
+        "booleans": mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys),
+        "padded": padded(batch, queries, keys),
+        "numbers": mx.random.normal((queries, keys), key=mx.random.key(9)),
+        "by head": mx.random.normal((batch, heads, queries, keys), key=mx.random.key(9)),
+    }[kind]
+    expected = BUILTIN(q, k, v, scale=0.25, mask=mask)
+    found = cpu_attention.attention(q, k, v, scale=0.25, mask=mask)
+    assert found.shape == expected.shape
+    assert mx.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE).item()
+
+
+def test_what_it_cannot_do_is_left_to_mlx():
+    q, k, v = (tensor.astype(mx.float16) for tensor in tensors(1, 4, 2, 5, 5))
+    sinks = mx.zeros((4,), mx.float16)
+    for options in ({}, {"sinks": sinks}):
+        found = cpu_attention.attention(q, k, v, scale=0.25, mask="causal", **options)
+        assert mx.array_equal(found, BUILTIN(q, k, v, scale=0.25, mask="causal", **options)).item()
+
+
+def test_powers_of_two_are_exact_to_a_unit_in_the_last_place_and_never_infinite_or_negative():
+    points = [-126.0 + 126.0 * i / 9973 for i in range(9974)]
+    for t, found in zip(points, cpu_attention.exp2(mx.array(points)).tolist(), strict=True):
+        rounded = mx.array(t).item()
+        assert found == pytest.approx(2.0**rounded, rel=3e-7)
+    assert cpu_attention.exp2(mx.array([0.0])).item() == pytest.approx(1, rel=1.2e-7)
+    far = cpu_attention.exp2(mx.array([-127.5, -1e30, -math.inf])).tolist()
+    assert all(0 < power < 2e-38 for power in far)
