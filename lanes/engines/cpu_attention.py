@@ -3,10 +3,10 @@
 MLX has no attention kernel for a CPU: ``mx.fast.scaled_dot_product_attention`` falls back to single operations there.
 Its ``exp`` computes one number at a time on x86-64, about 9 ns each, while additions and products of arrays take a
 third of a nanosecond. So the exponential is made of those here: 2**t is 2**i, put into the exponent's bits, times a
-polynomial of degree 5 in the rest, -0.5 <= t - i <= 0.5 (Chebyshev fit, relative error at most 3e-7, three units of the last place of fp32; the method
-is that of Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter 6). Query heads that share
-keys are also stacked into one product. Measured with 128 queries against 2,048 keys, 8 heads: 26 ms instead of 47; 32
-sequences of 1,024 tokens that decode one each: 11 ms instead of 21.
+polynomial of degree 5 in the rest, -0.5 <= t - i <= 0.5 (Chebyshev fit; relative error at most 3e-7, three units of the
+last place in fp32; the method is that of Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter
+6). Query heads that share keys are also stacked into one product. Measured with 128 queries against 2,048 keys, 8
+heads: 26 ms instead of 47; 32 sequences of 1,024 tokens that decode one each: 11 ms instead of 21.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def attention(
         k: keys, shape ``(batch, key heads, keys, dimension)``; heads are a multiple of the key heads.
         v: values, shape ``(batch, key heads, keys, value dimension)``.
         scale: factor of the products of queries and keys.
-        mask: None, ``"causal"``, booleans (True: look) or numbers to add, of a shape that broadcasts to ``(batch, heads,
-            queries, keys)``.
+        mask: None, ``"causal"``, booleans (True: look) or numbers to add, of a shape that broadcasts to
+            ``(batch, heads, queries, keys)``.
         sinks: left to MLX, as are other types than fp32.
 
     Returns:
