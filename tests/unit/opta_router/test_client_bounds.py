@@ -232,7 +232,8 @@ def test_clients_that_may_run_share_by_weight_within_one_service_whoever_else_is
                     continue
                 now, least, most = ahead[one, other]
                 now += {one: 1 / weight[one], other: -1 / weight[other]}.get(name, 0.0)
-                ahead[one, other] = now, least, most = now, min(least, now), max(most, now)
+                least, most = min(least, now), max(most, now)
+                ahead[one, other] = now, least, most
                 assert most - least <= 1 / weight[one] + 1 / weight[other] + 1e-9, (one, other)
             active[name] += 1
             door.admission.confirm(granted.ticket)
