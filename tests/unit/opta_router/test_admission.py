@@ -395,6 +395,7 @@ def test_only_a_running_request_moves_once_and_to_another_lane(lane):
 
 # everything together
 
+TAKEN = (TicketState.GRANTED, TicketState.ACTIVE)
 CLIENTS = {"": (1.0, None), "bounded": (1.0, 1), "heavy": (4.0, 3)}
 
 
@@ -435,8 +436,9 @@ class AnyOrder(RuleBasedStateMachine):
         lane=st.sampled_from(["interactive", "throughput", "auto"]),
         client=st.sampled_from(sorted(CLIENTS)),
         sub_client=st.sampled_from(["", "x"]),
+        timeout_s=st.sampled_from([None, 0.01, 3.0, 1000.0]),
     )
-    def offer(self, lane, client, sub_client):
+    def offer(self, lane, client, sub_client, timeout_s):
         weight, bound = CLIENTS[client]
         ask = Ask(
             lane=lane,
@@ -445,8 +447,13 @@ class AnyOrder(RuleBasedStateMachine):
             sub_client=sub_client,
             client_weight=weight,
             client_max_active=bound,
+            timeout_s=timeout_s,
         )
+        held = sum(t.ask.client == client and t.state in TAKEN for t in self.tickets)
+        room = {name: stats.active < stats.max_active for name, stats in self.door.admission.stats().items()}
         ticket, effects = self.door.admission.offer(ask, self.door.now_s)
+        if room[ticket.lane] and (bound is None or held < bound) and not self.door.admission.draining:
+            assert ticket.state is TicketState.GRANTED, "what lacks nothing is never told to wait, or to go"
         self.tickets.append(ticket)
         self.perform(effects)
 
@@ -511,7 +518,7 @@ class AnyOrder(RuleBasedStateMachine):
     def bounds_hold_and_no_slot_idles(self):
         self.door.admission.check_integrity()
         stats = self.door.admission.stats()
-        taken = [t for t in self.tickets if t.state in (TicketState.GRANTED, TicketState.ACTIVE)]
+        taken = [t for t in self.tickets if t.state in TAKEN]
         of_client = Counter(ticket.ask.client for ticket in taken)
         assert all(bound is None or of_client[name] <= bound for name, (_, bound) in CLIENTS.items())
         for lane in LANES:
@@ -528,6 +535,16 @@ class AnyOrder(RuleBasedStateMachine):
                 bounds = {ticket.ask.client: ticket.ask.client_max_active for ticket in waiting}
                 assert all(bound is not None and of_client[name] >= bound for name, bound in bounds.items())
                 assert coming == sum(ticket.moving_to == lane for ticket in taken)
+
+    def teardown(self):
+        """When all that was granted has been released, nothing is held and nobody waits."""
+        while taken := [t for t in self.tickets if t.state is not TicketState.OVER]:
+            give_back = (
+                self.door.admission.release if taken[0].state is TicketState.ACTIVE else self.door.admission.withdraw
+            )
+            self.perform(give_back(taken[0], self.door.now_s))
+        self.door.admission.check_integrity()
+        assert [(s.active, s.queued) for s in self.door.admission.stats().values()] == [(0, 0), (0, 0)]
 
 
 TestAnyOrder = AnyOrder.TestCase
