@@ -2,8 +2,12 @@
 
 Everything is counted at the start, while all are there, and when all have gone: the router's slots and queue, the
 host's sequences, the descriptors of both processes, their memory. The same round is run several times. Counts must be
-back after each. Memory is compared between the ends of the second and the last round: what Python and the system's
-allocator keep for the next round is not lost, and they have it all after two; a leak grows with every round.
+back after each. Memory is compared between the ends of the second and the last round: caches fill in two, a leak grows
+with every round.
+
+Of memory, what the router *holds* tells a leak from noise (:mod:`bench.router_memory`): to within fractions of an
+object for each client that vanished. What it *occupies* is shown, too, and held to the median round: Python takes
+memory from the system by the mebibyte, when a round happens to need a little more at its peak than those before.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import httpx
 import msgspec
 import psutil
 
-from bench import servers
+from bench import router_memory, servers
 from bench.reporting import Bar, add_save, at_least, at_most, machine, markdown, print_bars, save
+from bench.statistics import median
 from opta_router.server import ServerLimits, make_room
 
 CONFIG: Final = """
@@ -41,9 +46,12 @@ PEAK: Final = 0.9
 """Share of the requests that must be there at one time; the first have been answered by then."""
 IDLE_KIB: Final = 32
 WARM_UP_ROUNDS: Final = 2
-GROWTH_KIB: Final = 1024
-"""Memory that all rounds after the second may add together, as some end with a few more pages in use than others (seen:
-50 to 520). If each client that vanishes left one connection's memory (7 KiB), three rounds would leave more."""
+OBJECTS_LEFT: Final = 0.5
+"""That a client which vanishes may leave: half of the least that a leak could be."""
+LARGE_BYTES_LEFT: Final = 256
+"""The same in larger objects, the smallest of which has 512 bytes."""
+GROWTH_KIB: Final = 128
+"""By which a process may grow in the median round: a tenth of a KiB for each connection."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +71,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     on_device: int
     router_descriptors: int
     host_descriptors: int
+    router_blocks: int
+    router_malloc_kib: int | None
     router_kib: int
     host_kib: int
 
     def counts(self) -> Self:
         """Without memory."""
-        return msgspec.structs.replace(self, router_kib=0, host_kib=0)
+        return msgspec.structs.replace(self, router_blocks=0, router_malloc_kib=0, router_kib=0, host_kib=0)
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,28 +121,44 @@ def measure(load: Load) -> list[Round]:
 
 
 async def _measure(config: Path, load: Load) -> list[Round]:
-    async with servers.started(servers.opta_router(config)) as router:
-        watched = _Watched(router)
+    held = config.with_name("held.json")
+    async with servers.started(_telling(servers.opta_router(config), held)) as router:
+        watched = _Watched(router, held)
         return [await _round(watched, load) for _ in range(load.rounds)]
+
+
+def _telling(router: servers.Server, held: Path) -> servers.Server:
+    """The same router, that can be asked what it holds."""
+    (
+        python,
+        *_,
+    ) = router.command
+    arguments = router.command[router.command.index("serve") :]
+    command = (python, "-m", "bench.router_memory", str(held), *arguments)
+    return msgspec.structs.replace(router, command=command)
 
 
 class _Watched:
     """A router, its host, and what they hold."""
 
-    def __init__(self, router: servers.Running) -> None:
+    def __init__(self, router: servers.Running, held: Path) -> None:
         self.port = router.port
+        self._held = held
         self._client = router.client
         self._router = psutil.Process(router.pid)
         (self._host,) = self._router.children()
 
     async def snapshot(self) -> Snapshot:
         lane = (await self._client.get("/admin/lanes")).raise_for_status().json()["throughput"]
+        held = await router_memory.held_by(self._router.pid, self._held)
         return Snapshot(
             active=lane["active"],
             queued=lane["queued"],
             on_device=lane["on_device"],
             router_descriptors=self._router.num_fds(),
             host_descriptors=self._host.num_fds(),
+            router_blocks=held.blocks,
+            router_malloc_kib=None if held.malloc_bytes is None else held.malloc_bytes // 1024,
             router_kib=self._router.memory_info().rss // 1024,
             host_kib=self._host.memory_info().rss // 1024,
         )
@@ -227,7 +253,6 @@ def bars(rounds: Sequence[Round], load: Load) -> list[Bar]:
     def left(name: str) -> int:
         return max(int(getattr(each.end, name)) - int(getattr(each.start, name)) for each in rounds)
 
-    first, warm, last = rounds[0], rounds[WARM_UP_ROUNDS - 1], rounds[-1]
     at_peak = min(each.peak.active + each.peak.queued for each in rounds)
     answered = min(each.answered for each in rounds)
     return [
@@ -237,10 +262,33 @@ def bars(rounds: Sequence[Round], load: Load) -> list[Bar]:
             at_most(f"{name.replace('_', ' ')} left behind", left(name), 0)
             for name in ("active", "queued", "on_device", "router_descriptors", "host_descriptors")
         ),
-        at_most("KiB of the router for one idle connection", per_idle_kib(first, load), IDLE_KIB),
-        at_most("KiB by which the router grew once warm", last.end.router_kib - warm.end.router_kib, GROWTH_KIB),
-        at_most("KiB by which the host grew once warm", last.end.host_kib - warm.end.host_kib, GROWTH_KIB),
+        at_most("KiB of the router for one idle connection", per_idle_kib(rounds[0], load), IDLE_KIB),
+        *_held_bars(rounds, load),
+        *(
+            at_most(f"KiB by which the {process} grew in the median round, once warm", growth_kib, GROWTH_KIB)
+            for process, growth_kib in _median_growth_kib(rounds).items()
+        ),
     ]
+
+
+def _held_bars(rounds: Sequence[Round], load: Load) -> list[Bar]:
+    """What each client that vanished has left in the router, once it was warm."""
+    warm, last = rounds[WARM_UP_ROUNDS - 1].end, rounds[-1].end
+    vanished = load.vanishing * (len(rounds) - WARM_UP_ROUNDS)
+    objects = (last.router_blocks - warm.router_blocks) / vanished
+    held = [at_most("small objects of the router left by a vanished client", objects, OBJECTS_LEFT)]
+    if warm.router_malloc_kib is not None and last.router_malloc_kib is not None:
+        large_bytes = (last.router_malloc_kib - warm.router_malloc_kib) * 1024 / vanished
+        held.append(at_most("bytes of larger ones left by it", large_bytes, LARGE_BYTES_LEFT))
+    return held
+
+
+def _median_growth_kib(rounds: Sequence[Round]) -> dict[str, float]:
+    warm = rounds[WARM_UP_ROUNDS:]
+    return {
+        "router": median([each.end.router_kib - each.start.router_kib for each in warm]),
+        "host": median([each.end.host_kib - each.start.host_kib for each in warm]),
+    }
 
 
 def table(rounds: Sequence[Round]) -> str:
