@@ -19,7 +19,7 @@ import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import anyio
 import httpx
@@ -63,22 +63,27 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 5
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What router and host hold at one moment."""
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """What router and host have in hand at one moment."""
 
     active: int
     queued: int
     on_device: int
     router_descriptors: int
     host_descriptors: int
+
+
+class Snapshot(Counts, frozen=True, kw_only=True):
+    """The same, with their memory."""
+
     router_blocks: int
     router_malloc_kib: int | None
     router_kib: int
     host_kib: int
 
-    def counts(self) -> Self:
-        """Without memory."""
-        return msgspec.structs.replace(self, router_blocks=0, router_malloc_kib=0, router_kib=0, host_kib=0)
+    def counts(self) -> Counts:
+        """Without it."""
+        return Counts(**{name: getattr(self, name) for name in Counts.__struct_fields__})
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,27 +153,32 @@ class _Watched:
         self._router = psutil.Process(router.pid)
         (self._host,) = self._router.children()
 
-    async def snapshot(self) -> Snapshot:
+    async def counts(self) -> Counts:
         lane = (await self._client.get("/admin/lanes")).raise_for_status().json()["throughput"]
-        held = await router_memory.held_by(self._router.pid, self._held)
-        return Snapshot(
+        return Counts(
             active=lane["active"],
             queued=lane["queued"],
             on_device=lane["on_device"],
             router_descriptors=self._router.num_fds(),
             host_descriptors=self._host.num_fds(),
+        )
+
+    async def snapshot(self) -> Snapshot:
+        held = await router_memory.held_by(self._router.pid, self._held)
+        return Snapshot(
+            **msgspec.structs.asdict(await self.counts()),
             router_blocks=held.blocks,
             router_malloc_kib=None if held.malloc_bytes is None else held.malloc_bytes // 1024,
             router_kib=self._router.memory_info().rss // 1024,
             host_kib=self._host.memory_info().rss // 1024,
         )
 
-    async def until(self, holds: Callable[[Snapshot], bool]) -> Snapshot:
-        """The first snapshot of which it holds, or the last one before the time was up."""
+    async def once(self, holds: Callable[[Counts], bool]) -> Snapshot:
+        """When it holds of the counts, or the time is up."""
         with anyio.move_on_after(SETTLE_TIMEOUT_S):
-            while not holds(found := await self.snapshot()):  # noqa: ASYNC110 - another process has no event
+            while not holds(await self.counts()):  # noqa: ASYNC110 - another process has no event
                 await anyio.sleep(0.1)
-        return found
+        return await self.snapshot()
 
 
 async def _round(watched: _Watched, load: Load) -> Round:
@@ -176,14 +186,14 @@ async def _round(watched: _Watched, load: Load) -> Round:
     idle = await _opened(load.idle, lambda: _idle(watched.port))
     with_idle = await watched.snapshot()
     waiting = await _opened(load.waiting, lambda: _asking(watched.port))
-    peak = await watched.until(lambda now: now.active + now.queued >= PEAK * load.waiting)
+    peak = await watched.once(lambda now: now.active + now.queued >= PEAK * load.waiting)
     vanishing = set(waiting[:: load.waiting // load.vanishing][: load.vanishing])  # of those that run, too
     for number, client in enumerate(vanishing):
         client.vanish(reset=number % 2 == 0)
     answered = sum(await asyncio.gather(*(client.is_answered() for client in waiting if client not in vanishing)))
     for client in idle + waiting:
         client.writer.close()
-    end = await watched.until(lambda now: now.counts() == start.counts())
+    end = await watched.once(lambda now: now == start.counts())
     return Round(start=start, idle=with_idle, peak=peak, end=end, answered=answered)
 
 

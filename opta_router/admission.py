@@ -25,6 +25,7 @@ so that a flood from one client does not lock out the others.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -32,6 +33,7 @@ import msgspec
 from lanes.wire import Lane
 from opta_router.client_slots import ClientSlots
 from opta_router.drain_rate import retry_after_s
+from opta_router.forecast import wait_s
 from opta_router.lane_queue import LaneLimits, LaneQueue, LaneStats
 from opta_router.tickets import Ask, Ticket, TicketState
 from policies.auto import Room, choose
@@ -221,31 +223,8 @@ class Admission:
         return (self._wait_s(queue, ask) or 0.0) > queue.patience_s(ask)
 
     def _wait_s(self, queue: LaneQueue, ask: Ask) -> float | None:
-        """How long a newcomer would wait for what it lacks: the lane's slots, its client's own, or both.
-
-        By their measured rates; None before there are any.
-        """
-        waits: list[float | None] = []
-        if not self._clients.has_room(ask):
-            waits.append(self._clients.wait_s(ask.client, self._client_turns_until(queue, ask)))
-        if queue.full or not waits:
-            waits.append(queue.rate.wait_s(queue.turns_until(ask)))
-        return max((wait_s for wait_s in waits if wait_s is not None), default=None)
-
-    def _client_turns_until(self, queue: LaneQueue, ask: Ask) -> float:
-        """Slots that a client at its bound gives back until it is the newcomer's turn.
-
-        What waits in a lane that is filled earlier comes before it, but takes no more slots than that lane has.
-        """
-        turns: float = queue.own_turns_until(ask)
-        bound = ask.client_max_active or 1
-        for earlier in self._lanes.values():
-            if earlier is queue:
-                break
-            left = bound - earlier.limits.max_active
-            before = turns + earlier.waiting_of(ask.client)
-            turns = min(before, turns * bound / left) if left > 0 else before
-        return turns
+        earlier = takewhile(lambda lane: lane is not queue, self._lanes.values())
+        return wait_s(ask, queue, earlier, self._clients)
 
     def _fits(self, queue: LaneQueue, ask: Ask) -> bool:
         return queue.queued < queue.limits.max_queue or self._has_room(queue, ask)
