@@ -78,6 +78,42 @@ def test_it_is_preloaded_beside_what_the_operator_preloads_but_never_over_their_
     assert before == given
 
 
+@pytest.mark.parametrize(
+    ("chosen", "flags", "better"),
+    [
+        ("Prescott", "sse2 avx2 fma avx512f avx512bw avx512dq avx512vl avx512cd", "SkylakeX"),
+        ("Prescott", "sse2 avx2 fma avx512f", "Haswell"),
+        ("Prescott", "sse2", None),
+        ("Zen", "sse2 avx2 fma", None),
+        (None, "sse2 avx2 fma", None),
+    ],
+)
+def test_better_kernels_are_named_only_for_a_processor_that_the_library_does_not_know(
+    monkeypatch, tmp_path, chosen, flags, better
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: none\n")
+    found = blas._processor_flags(cpuinfo)
+    monkeypatch.setattr(blas, "_chosen_kernels", lambda library: chosen)
+    monkeypatch.setattr(blas, "_processor_flags", lambda path: found)
+    assert blas.better_kernels.__wrapped__(Path("libopenblas.so.0")) == better
+
+
+def test_the_library_of_this_environment_says_which_kernels_it_takes(tmp_path):
+    bundled = blas.find_openblas(Path("/nowhere"))
+    assert bundled is not None
+    assert blas._chosen_kernels(bundled)
+    assert blas._chosen_kernels(tmp_path / "absent.so") is None
+    assert blas._processor_flags(tmp_path / "absent") == frozenset()
+
+
+def test_an_operators_choice_of_kernels_stays(monkeypatch):
+    monkeypatch.setattr(blas, "find_openblas", lambda: Path("/usr/lib/libopenblas.so.0"))
+    monkeypatch.setattr(blas, "better_kernels", lambda library: "Haswell")
+    assert blas.preload_environment({})["OPENBLAS_CORETYPE"] == "Haswell"
+    assert blas.preload_environment({"OPENBLAS_CORETYPE": "Zen"})["OPENBLAS_CORETYPE"] == "Zen"
+
+
 def test_the_loaded_blas_is_read_from_the_memory_map(tmp_path):
     maps = tmp_path / "maps"
     maps.write_text(
