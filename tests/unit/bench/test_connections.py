@@ -1,11 +1,12 @@
 """What ``bench connections`` takes for a leak, and what for noise."""
 
+import msgspec
 import pytest
 
 from bench.connections import Load, Round, Snapshot, bars
 from bench.router_memory import held
 
-LOAD = Load(rounds=5)
+LOAD = Load()
 NOTHING = Snapshot(
     active=0,
     queued=0,
@@ -25,7 +26,7 @@ def grown(**fields):
 
 
 def rounds(**left):
-    """Five rounds; for each name what the router has more of after each of them."""
+    """Rounds; for each name what the router has more of after each of them."""
     peak = grown(active=8, queued=192)
     ends = [{name: sum(each[: number + 1]) for name, each in left.items()} for number in range(LOAD.rounds)]
     starts = [dict.fromkeys(left, 0), *ends]
@@ -43,9 +44,9 @@ def broken(**left):
     "noise",
     [
         {},
-        {"router_blocks": [800, 160, 37, 0, -2], "router_malloc_kib": [317, 7, 4, 4, 0]},
-        {"router_kib": [11_432, 1_032, 0, 2_668, 0]},
-        {"host_kib": [70, 0, 1_044, 0, 8]},
+        {"router_blocks": [800, 160, 37, 0, -2, 43, 1, 5], "router_malloc_kib": [317, 7, 4, 4, 0, 5, 1, 1]},
+        {"router_kib": [11_432, 1_032, 0, 2_668, 0, 0, 1_044, 0]},
+        {"host_kib": [70, 0, 1_044, 0, 8, 0, 0, 0]},
     ],
     ids=["nothing", "caches that fill", "the router takes memory at one peak", "the host does"],
 )
@@ -56,16 +57,24 @@ def test_what_a_round_brings_once_is_no_leak(noise):
 @pytest.mark.parametrize(
     ("leak", "promise"),
     [
-        ({"router_blocks": [LOAD.vanishing] * 5}, "small objects of the router left by a vanished client"),
-        ({"router_blocks": [LOAD.idle] * 5}, "small objects of the router left by a vanished client"),
-        ({"router_malloc_kib": [LOAD.vanishing * 512 // 1024] * 5}, "bytes of larger ones left by it"),
-        ({"router_kib": [LOAD.idle // 4] * 5}, "KiB by which the router grew in the median round, once warm"),
-        ({"host_kib": [LOAD.waiting] * 5}, "KiB by which the host grew in the median round, once warm"),
-        ({"router_descriptors": [0, 0, 0, 0, 1]}, "router descriptors left behind"),
+        ({"router_blocks": [LOAD.vanishing] * 8}, "small objects left in the router by a client that vanished"),
+        ({"router_blocks": [LOAD.idle] * 8}, "small objects left in the router by a client that vanished"),
+        ({"router_malloc_kib": [LOAD.vanishing * 512 // 1024] * 8}, "bytes of larger ones left by it"),
+        ({"router_kib": [LOAD.idle // 4] * 8}, "KiB by which the router grew in a round"),
+        ({"host_kib": [LOAD.waiting] * 8}, "KiB by which the host grew in a round"),
+        ({"router_descriptors": [0, 0, 0, 0, 0, 0, 0, 1]}, "router descriptors left behind"),
     ],
 )
 def test_what_every_client_leaves_is_a_leak(leak, promise):
     assert broken(**leak) == [promise]
+
+
+def test_what_the_c_library_does_not_say_is_not_promised():
+    unknown = [
+        msgspec.structs.replace(each, end=msgspec.structs.replace(each.end, router_malloc_kib=None))
+        for each in rounds()
+    ]
+    assert len(bars(unknown, LOAD)) == len(bars(rounds(), LOAD)) - 1
 
 
 def test_what_a_process_holds_is_counted_to_the_object():

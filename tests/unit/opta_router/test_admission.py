@@ -293,6 +293,20 @@ def test_retry_after_is_the_time_in_which_a_busy_lane_has_given_that_many_slots_
     assert door.rejected[-1].retry_after_s == expected_s
 
 
+@pytest.mark.parametrize("running", [8, 2], ids=["a full lane", "a lane that was never full"])
+def test_slots_that_are_given_back_together_all_count(running):
+    door = Door(throughput=(8, 100, 300.0, None))
+    for _ in range(3):
+        held = [door.confirmed(lane="throughput") for _ in range(running)]
+        door.now_s += 10.0
+        for ticket in held:
+            door.release(ticket)
+    for _ in range(8):
+        door.confirmed(lane="throughput")
+    assert door.offer(lane="throughput", timeout_s=1.0).state is TicketState.OVER
+    assert door.offer(lane="throughput", timeout_s=2.0).state is TicketState.QUEUED
+
+
 def test_an_idle_hour_does_not_make_a_lane_look_slow():
     door = Door(interactive=(1, 1, 1e6, None))
     for _ in range(5):
