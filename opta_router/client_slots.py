@@ -67,7 +67,9 @@ class ClientSlots:
 
     def used(self, client: str, now_s: float) -> None:
         """A slot is about to be given back by a request that has run in it."""
-        self._busy[client].rate.freed(now_s)
+        slots = self._busy[client]
+        if slots.bound is not None:
+            slots.rate.freed(now_s)
 
     def give_back(self, client: str) -> None:
         """The client has one slot less, unless it takes it again before :meth:`settle`."""

@@ -118,6 +118,19 @@ def test_with_twice_the_bound_a_client_waits_for_half_the_time():
     assert door.offer("a", lane="throughput", client_max_active=2, timeout_s=16.0).state is TicketState.QUEUED
 
 
+def test_a_client_that_is_given_a_bound_is_measured_from_then_on():
+    door = Door(throughput=ROOMY)
+    door.confirmed("a", lane="throughput")
+    for bound in (None, 2):
+        for _ in range(3):
+            ticket = door.confirmed("a", lane="throughput", client_max_active=bound)
+            door.now_s += 10.0
+            door.release(ticket)
+    door.confirmed("a", lane="throughput", client_max_active=2)
+    assert door.offer("a", lane="throughput", client_max_active=2, timeout_s=9.0).state is TicketState.OVER
+    assert door.offer("a", lane="throughput", client_max_active=2, timeout_s=11.0).state is TicketState.QUEUED
+
+
 def test_an_idle_hour_does_not_make_a_client_look_slow():
     door = Door(throughput=ROOMY)
     for _ in range(5):
