@@ -60,7 +60,8 @@ class ClientSlots:
     def take(self, ask: Ask, now_s: float) -> None:
         """The client has one more slot."""
         if ask.client not in self._busy:
-            self._busy[ask.client] = self._idle.pop(ask.client, None) or _Slots(ask.client_max_active)
+            known = ask.client in self._idle
+            self._busy[ask.client] = self._idle.pop(ask.client) if known else _Slots(ask.client_max_active)
         slots = self._busy[ask.client]
         slots.active += 1
         slots.settle(now_s)
