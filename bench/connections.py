@@ -50,7 +50,7 @@ WARM_UP_ROUNDS: Final = 3
 OBJECTS_LEFT: Final = 0.5
 """That a client which vanishes may leave: half of the least that a leak could be."""
 LARGE_BYTES_LEFT: Final = 256
-"""The same in larger objects, the smallest of which has 512 bytes."""
+"""The same in bytes that the C library gave out, of which an object there takes at least 512."""
 GROWTH_KIB: Final = 128
 """By which a process may grow: a tenth of a KiB for each connection."""
 
@@ -283,8 +283,8 @@ def bars(rounds: Sequence[Round], load: Load) -> list[Bar]:
             for name in ("active", "queued", "on_device", "router_descriptors", "host_descriptors")
         ),
         at_most("KiB of the router for one idle connection", per_idle_kib(rounds[0], load), IDLE_KIB),
-        at_most("small objects left in the router by a client that vanished", left_objects, OBJECTS_LEFT),
-        *([at_most("bytes of larger ones left by it", left_bytes, LARGE_BYTES_LEFT)] if large_is_known else []),
+        at_most("objects left in the router by a client that vanished", left_objects, OBJECTS_LEFT),
+        *([at_most("bytes of the C library left by it", left_bytes, LARGE_BYTES_LEFT)] if large_is_known else []),
         at_most("KiB by which the router grew in a round", grown("router_kib"), GROWTH_KIB),
         at_most("KiB by which the host grew in a round", grown("host_kib"), GROWTH_KIB),
     ]

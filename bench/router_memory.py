@@ -25,9 +25,9 @@ ANSWER_TIMEOUT_S: Final = 10.0
 
 
 class Held(msgspec.Struct, frozen=True):
-    """After a collection. ``blocks`` are Python's small objects, of up to 512 bytes.
+    """After a collection. ``blocks`` are those of Python's allocator, whatever their size.
 
-    ``malloc_bytes`` is all else, Python's larger objects included; None where the C library does not say.
+    ``malloc_bytes`` are the C library's, in them Python's blocks of more than 512 bytes; None where it does not say.
     """
 
     blocks: int

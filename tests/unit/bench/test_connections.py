@@ -57,9 +57,9 @@ def test_what_a_round_brings_once_is_no_leak(noise):
 @pytest.mark.parametrize(
     ("leak", "promise"),
     [
-        ({"router_blocks": [LOAD.vanishing] * 8}, "small objects left in the router by a client that vanished"),
-        ({"router_blocks": [LOAD.idle] * 8}, "small objects left in the router by a client that vanished"),
-        ({"router_malloc_kib": [LOAD.vanishing * 512 // 1024] * 8}, "bytes of larger ones left by it"),
+        ({"router_blocks": [LOAD.vanishing] * 8}, "objects left in the router by a client that vanished"),
+        ({"router_blocks": [LOAD.idle] * 8}, "objects left in the router by a client that vanished"),
+        ({"router_malloc_kib": [LOAD.vanishing * 512 // 1024] * 8}, "bytes of the C library left by it"),
         ({"router_kib": [LOAD.idle // 4] * 8}, "KiB by which the router grew in a round"),
         ({"host_kib": [LOAD.waiting] * 8}, "KiB by which the host grew in a round"),
         ({"router_descriptors": [0, 0, 0, 0, 0, 0, 0, 1]}, "router descriptors left behind"),
