@@ -15,6 +15,9 @@ A free slot goes to the client that start-time fair queueing picks, by the clien
 it goes round its sub-clients with equal shares. Sub-clients are a level of their own because anyone can make up their
 names: a thousand of them still share their client's one part.
 
+A client may also have a bound of its own, over both lanes. At that bound it waits, others pass it, and it banks no
+credit for that; the next slot that it gives back may be its own again, in the interactive lane before the other.
+
 A full queue takes a newcomer only in place of the last ticket of a client that holds more than its part of the queue,
 so that a flood from one client does not lock out the others.
 """
@@ -22,11 +25,15 @@ so that a flood from one client does not lock out the others.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from lanes.wire import Lane
+from opta_router.client_slots import ClientSlots
+from opta_router.drain_rate import retry_after_s
+from opta_router.forecast import wait_s
 from opta_router.lane_queue import LaneLimits, LaneQueue, LaneStats
 from opta_router.tickets import Ask, Ticket, TicketState
 from policies.auto import Room, choose
@@ -66,15 +73,16 @@ class Admission:
 
     def __init__(self, limits: Mapping[Lane, LaneLimits]) -> None:
         self._lanes: dict[Lane, LaneQueue] = {lane: LaneQueue(lane, bounds) for lane, bounds in limits.items()}
-        self._client_active: dict[str, int] = {}
+        self._clients = ClientSlots()
         self._in_two_lanes: set[Ticket] = set()
         self._draining = False
 
     def offer(self, ask: Ask, now_s: float) -> tuple[Ticket, list[Effect]]:
         """A new request: its ticket is granted, queued or rejected; another's may be rejected in its place.
 
-        Who would, by the lane's measured rate, wait in vain is rejected at once.
+        Who would wait in vain, by the measured rate of the lane or of its client's own slots, is rejected at once.
         """
+        self._clients.seen(ask, now_s)
         lane, route = self._placed(ask)
         queue = self._lanes[lane]
         ticket = Ticket(ask, lane, route, now_s, now_s + queue.patience_s(ask))
@@ -112,6 +120,7 @@ class Admission:
         """The device has let go of a confirmed ticket's request."""
         self._expect(ticket, TicketState.ACTIVE)
         self._lanes[ticket.lane].rate.freed(now_s)
+        self._clients.used(ticket.ask.client, now_s)
         return self._give_back(ticket, now_s)
 
     def move(self, ticket: Ticket, lane: Lane, now_s: float) -> list[Effect]:
@@ -176,9 +185,9 @@ class Admission:
     def check_integrity(self) -> None:
         """Count again what is kept as a number. Raises AssertionError."""
         active = sum(queue.active for queue in self._lanes.values())
-        assert active == sum(self._client_active.values()) + len(self._in_two_lanes), (active, self._client_active)
+        assert active == self._clients.total() + len(self._in_two_lanes), (active, self._clients.total())
+        self._clients.check_integrity()
         assert all(t.state is TicketState.ACTIVE and t.moving_to for t in self._in_two_lanes), self._in_two_lanes
-        assert all(count > 0 for count in self._client_active.values()), self._client_active
         for lane, queue in self._lanes.items():
             waiting = [ticket for client in queue.clients.values() for ticket in client]
             assert queue.queued == len(waiting) == sum(client.size for client in queue.clients.values()), lane
@@ -208,43 +217,40 @@ class Admission:
         return lane, route
 
     def _in_vain(self, queue: LaneQueue, ask: Ask) -> bool:
-        """Whether the request's turn would come too late, by the lane's measured rate."""
+        """Whether the request's turn would come too late."""
         if self._has_room(queue, ask):
             return False
-        return (queue.rate.wait_s(queue.turns_until(ask)) or 0.0) > queue.patience_s(ask)
+        return (self._wait_s(queue, ask) or 0.0) > queue.patience_s(ask)
+
+    def _wait_s(self, queue: LaneQueue, ask: Ask) -> float | None:
+        earlier = takewhile(lambda lane: lane is not queue, self._lanes.values())
+        return wait_s(ask, queue, earlier, self._clients)
 
     def _fits(self, queue: LaneQueue, ask: Ask) -> bool:
         return queue.queued < queue.limits.max_queue or self._has_room(queue, ask)
 
     def _has_room(self, queue: LaneQueue, ask: Ask) -> bool:
         """Whether the request would run at once. While a slot is free, whoever waits is at its own bound."""
-        return queue.active < queue.limits.max_active and self._below_bound(ask)
-
-    def _below_bound(self, ask: Ask) -> bool:
-        return ask.client_max_active is None or self._client_active.get(ask.client, 0) < ask.client_max_active
+        return not queue.full and self._clients.has_room(ask)
 
     def _eligible(self, queue: LaneQueue) -> list[str]:
-        return [client for client, tickets in queue.clients.items() if self._below_bound(tickets.last().ask)]
+        return [client for client, tickets in queue.clients.items() if self._clients.has_room(tickets.last().ask)]
 
     def _fill(self, queue: LaneQueue, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        while queue.active < queue.limits.max_active and queue.movers:
+        while queue.movers and not queue.full:
             mover = queue.movers.popleft()
             self._in_two_lanes.add(mover)
             queue.active += 1
             effects.append(MoveGranted(mover, queue.lane))
-        while queue.active < queue.limits.max_active and (eligible := self._eligible(queue)):
+        while not queue.full and (eligible := self._eligible(queue)):
             ticket = queue.pop(eligible)
             ticket.state = TicketState.GRANTED
             queue.active += 1
             queue.granted += 1
-            client = ticket.ask.client
-            self._client_active[client] = self._client_active.get(client, 0) + 1
+            self._clients.take(ticket.ask, now_s)
             effects.append(Granted(ticket))
-        if queue.active >= queue.limits.max_active:
-            queue.rate.full(now_s)
-        else:
-            queue.rate.not_full()
+        queue.rate.taken(queue.share_taken, now_s)
         return effects
 
     def _fill_all(self, now_s: float) -> list[Effect]:
@@ -258,11 +264,10 @@ class Admission:
         elif ticket.moving_to is not None:
             self._lanes[ticket.moving_to].movers.remove(ticket)
         self._lanes[ticket.lane].active -= 1
-        client = ticket.ask.client
-        self._client_active[client] -= 1
-        if not self._client_active[client]:
-            del self._client_active[client]
-        return self._fill_all(now_s)
+        self._clients.give_back(ticket.ask.client)
+        effects = self._fill_all(now_s)
+        self._clients.settle(ticket.ask.client, now_s)
+        return effects
 
     def _end_move(self, ticket: Ticket, left: Lane) -> None:
         self._in_two_lanes.remove(ticket)
@@ -273,7 +278,7 @@ class Admission:
         ticket.state = TicketState.OVER
         queue = self._lanes[ticket.lane]
         queue.rejected[code] = queue.rejected.get(code, 0) + 1
-        return Rejected(ticket, code, queue.retry_after_s())
+        return Rejected(ticket, code, retry_after_s(self._wait_s(queue, ticket.ask)))
 
     @staticmethod
     def _expect(ticket: Ticket, state: TicketState) -> None:

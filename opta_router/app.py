@@ -16,6 +16,7 @@ from opta_router.dialects import openai
 from opta_router.dispatch import Dispatcher, Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
 from opta_router.http import admin, health, inference, models, scrape
+from opta_router.http.request_id import RequestId
 from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
@@ -50,13 +51,14 @@ def build_app(
         read_timeout_s=float(server.body_timeout),
         render_error=openai.render_refusal,
     )
-    return HostGuard(
+    guarded = HostGuard(
         limited,
         bound_host=server.host,
         allowed_hosts=server.allowed_hosts,
         allowed_origins=server.allowed_origins,
         render_error=openai.render_refusal,
     )
+    return RequestId(guarded)
 
 
 def _routes() -> list[BaseRoute]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -11,13 +10,10 @@ import msgspec
 
 from lanes.fair_share import FairShare
 from lanes.wire import Lane
+from opta_router.drain_rate import DrainRate
 from opta_router.tickets import Ask, Ticket
 
 MAX_IDLE_FLOWS: Final = 256
-MIN_RETRY_S: Final = 1
-MAX_RETRY_S: Final = 60
-UNMEASURED_RETRY_S: Final = 2
-"""What a rejected client is told before any request of the lane has ended."""
 
 
 class LaneLimits(msgspec.Struct, frozen=True):
@@ -40,49 +36,6 @@ class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
     spilled: int
     demoted: int
     rejected: Mapping[str, int]
-
-
-class DrainRate:
-    """How quickly a busy lane gives slots back: slots per second over about the last half minute of being full."""
-
-    _MEMORY_S: Final = 30.0
-
-    def __init__(self) -> None:
-        self._slots = 0.0
-        self._seconds = 0.0
-        self._full_since_s: float | None = None
-
-    def full(self, now_s: float) -> None:
-        """All slots are taken."""
-        if self._full_since_s is None:
-            self._full_since_s = now_s
-
-    def not_full(self) -> None:
-        """A slot is free."""
-        self._full_since_s = None
-
-    def freed(self, now_s: float) -> None:
-        """A slot came back. Only time in which the lane was full counts, or idle hours would look like a slow lane."""
-        if self._full_since_s is None:
-            return
-        elapsed_s = max(now_s - self._full_since_s, 0.0)
-        decay = math.exp(-elapsed_s / self._MEMORY_S)
-        self._slots = self._slots * decay + 1
-        self._seconds = self._seconds * decay + elapsed_s
-        self._full_since_s = now_s
-
-    def slots_changed(self, before: int, now: int) -> None:
-        """With more slots each comes free as often as before, and so one of them does more often."""
-        self._seconds *= before / now
-
-    def wait_s(self, turns: float) -> float | None:
-        """When ``turns`` slots will have come free; None before any has."""
-        return turns * self._seconds / self._slots if self._slots else None
-
-    def retry_after_s(self, waiting: int) -> int:
-        """The same in whole seconds that a client will accept."""
-        wait_s = self.wait_s(waiting)
-        return UNMEASURED_RETRY_S if wait_s is None else max(MIN_RETRY_S, min(MAX_RETRY_S, math.ceil(wait_s)))
 
 
 class _Flows:
@@ -143,6 +96,11 @@ class ClientQueue:
         if not tickets:
             del self._waiting[sub_client]
             self.flows.rest(sub_client)
+
+    def turns_until(self, sub_client: str) -> int:
+        """Turns of this client until a newcomer of ``sub_client`` has its own: all sub-clients go round with it."""
+        own = len(self._waiting.get(sub_client, ())) + 1
+        return own + sum(min(len(tickets), own) for name, tickets in self._waiting.items() if name != sub_client)
 
     def last(self) -> Ticket:
         """The ticket that came last."""
@@ -216,23 +174,39 @@ class LaneQueue:
         client = max(parts, key=lambda key: parts[key], default=None)
         return self.clients[client] if client is not None and parts[client] > limit else None
 
-    def turns_until(self, newcomer: Ask) -> float:
-        """Slots that come free until it is ``newcomer``'s turn: its client's share of them serves its own queue."""
+    @property
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return self.active >= self.limits.max_active
+
+    @property
+    def share_taken(self) -> float:
+        """The share of the slots that is taken, 0 to 1."""
+        return min(self.active / self.limits.max_active, 1.0)
+
+    def waiting_of(self, client: str) -> int:
+        """How many tickets of a client wait here."""
+        return self.clients[client].size if client in self.clients else 0
+
+    def own_turns_until(self, newcomer: Ask) -> int:
+        """Slots that its client gets here until it is ``newcomer``'s turn."""
         own = self.clients.get(newcomer.client)
+        return own.turns_until(newcomer.sub_client) if own is not None else 1
+
+    def turns_until(self, newcomer: Ask) -> float:
+        """Slots that come free until it is ``newcomer``'s turn, with those that go to the other clients meanwhile."""
+        own = self.own_turns_until(newcomer)
         others = sum(
-            queue.last().ask.client_weight for client, queue in self.clients.items() if client != newcomer.client
+            min(queue.size, own * queue.last().ask.client_weight / newcomer.client_weight)
+            for client, queue in self.clients.items()
+            if client != newcomer.client
         )
-        ahead = own.size if own is not None else 0
-        return min((ahead + 1) * (1 + others / newcomer.client_weight), self.queued + 1) + len(self.movers)
+        return own + others + len(self.movers)
 
     def patience_s(self, newcomer: Ask) -> float:
         """How long the request may wait here."""
         allowed_s = self.limits.queue_timeout_s
         return allowed_s if newcomer.timeout_s is None else min(allowed_s, newcomer.timeout_s)
-
-    def retry_after_s(self) -> int:
-        """When a newcomer at the end of the queue would have its turn, in whole seconds."""
-        return self.rate.retry_after_s(self.queued + len(self.movers) + 1)
 
     def stats(self) -> LaneStats:
         """The lane, now."""

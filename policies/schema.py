@@ -153,7 +153,9 @@ class ClientConfig(_Section, frozen=True, kw_only=True):
     may_hint: Annotated[
         tuple[Lane, ...] | None, Meta(description="lanes it may ask for; unset: its own lane and lesser ones")
     ] = None
-    max_active: Count | None = None
+    max_active: Annotated[
+        Count | None, Meta(description="its requests at a time, over both lanes; unset: the lanes' bounds alone")
+    ] = None
     weight: Annotated[Weight, Meta(description="fair share inside a lane's queue")] = 1.0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from lanes import wire
 from lanes.errors import RequestRefused
+
+log = logging.getLogger(__name__)
 
 SHORT_CHARS: Final = 1000
 
@@ -67,9 +70,15 @@ class PromptEncoder:
         try:
             return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True))
         except Exception as exc:  # a template raises whatever it likes about the messages it is given
-            raise RequestRefused(
-                wire.FailureCode.INVALID_PROMPT, f"the model's chat template rejects these messages: {exc}"
-            ) from exc
+            log.warning("a chat template rejected %d messages: %s", len(turns), self._explained(exc))
+            message = "the model's chat template rejects these messages; the log says why: mostly their roles or order"
+            raise RequestRefused(wire.FailureCode.INVALID_PROMPT, message) from exc
+
+    def _explained(self, exc: Exception) -> str:
+        """The error for the log: its text only where the template has it word for word, as it may repeat a prompt."""
+        template, text = getattr(self.tokenizer, "chat_template", None), str(exc)
+        kind = type(exc).__name__
+        return f"{kind}: {text}" if isinstance(template, str) and text and text in template else kind
 
     def _checked(self, token_ids: list[int]) -> list[int]:
         for position, token in enumerate(token_ids):

@@ -69,7 +69,12 @@ def _route(path: str, method: str, handler: Handler) -> Route:
         except RouterError as error:
             audit.warning("%s %s from %s: refused: %s", method, path, address, error.code)
             raise
-        return await handler(request, service, f"{proof}, from {address}")
+        who = f"{proof}, from {address}"
+        try:
+            return await handler(request, service, who)
+        except RouterError as error:
+            audit.info("%s %s by %s: refused: %s", method, path, who, error.code)
+            raise
 
     return Route(path, endpoint, methods=[method])
 
@@ -99,6 +104,7 @@ async def _set_lane(request: Request, service: Service, who: str) -> Response:
     try:
         result = service.configuration.set_lane(lane, settings)
     except ConfigError as error:
+        audit.info("lane %s by %s: refused: %s", lane, who, error.code)
         return _refused(error, 409 if isinstance(error, RestartRequired) else 400)
     audit.info("lane %s: %s by %s: %s", lane, msgspec.json.encode(settings).decode(), who, _named(result))
     return _json(_lane_view(service, lane))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from opta_router.errors import InvalidRequest, UnsupportedMediaType
-from opta_router.identifiers import new_identifier
+from opta_router.http.request_id import MAX_REQUEST_ID_CHARS, can_be_echoed, given_request_id, request_id_of
 from opta_router.server import ON_DISCONNECT
 from opta_router.server.refusal import Receive, Scope, Send
 
-MAX_REQUEST_ID_CHARS: Final = 128
 Header = tuple[bytes, bytes]
 
 
@@ -25,20 +23,16 @@ class Exchange:
         self.status: int | None = None
         # A header that comes twice counts once: the last one, as most servers have it.
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        self._request_id = ""
 
     @property
     def request_id(self) -> str:
-        """The client's ``X-Request-Id``, or one made here."""
-        if not self._request_id:
-            given = self.headers.get("x-request-id", "")
-            self._request_id = given if _is_request_id(given) else f"req-{new_identifier()}"
-        return self._request_id
+        """What the request is called in traces, the log and the answer."""
+        return request_id_of(self.scope)
 
     def check_request_id(self) -> None:
         """Raises InvalidRequest if the client's is not one that can be echoed."""
-        given = self.headers.get("x-request-id")
-        if given is not None and not _is_request_id(given):
+        given = given_request_id(self.scope)
+        if given is not None and not can_be_echoed(given):
             allowed = f"1 to {MAX_REQUEST_ID_CHARS} visible ASCII characters"
             raise InvalidRequest("invalid_request_id", f"X-Request-Id: allowed is {allowed}", param="X-Request-Id")
 
@@ -83,10 +77,10 @@ class Exchange:
         self.scope["extensions"][ON_DISCONNECT](left)
 
     async def start(self, status: int, content_type: bytes, headers: Iterable[Header] = ()) -> None:
-        """Send status and headers; ``X-Request-Id`` is among them."""
+        """Send status and headers."""
         self.status = status
-        own = ((b"content-type", content_type), (b"x-request-id", self.request_id.encode("ascii")))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+        own = (b"content-type", content_type)
+        await self._send({"type": "http.response.start", "status": status, "headers": [own, *headers]})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         """Send a part of the body."""
@@ -96,7 +90,3 @@ class Exchange:
         """Send a whole JSON response."""
         await self.start(status, b"application/json", [(b"content-length", b"%d" % len(body)), *headers])
         await self.write(body, more=False)
-
-
-def _is_request_id(text: str) -> bool:
-    return 0 < len(text) <= MAX_REQUEST_ID_CHARS and all("!" <= character <= "~" for character in text)

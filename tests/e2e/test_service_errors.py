@@ -1,5 +1,6 @@
 """Requests that cannot be answered: each a clear error of the right status, and the service still serves."""
 
+import httpx
 import openai
 import pytest
 
@@ -95,6 +96,32 @@ def test_another_method_is_told_which_one_the_path_takes(pair, method, path, all
 def test_an_unknown_path_is_a_404_in_the_same_shape(pair):
     answer = pair.get("/v2/nothing")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", TEXT, {"host": "elsewhere.example"}, 421),
+        ("POST", TEXT, {"origin": "https://elsewhere.example"}, 403),
+        ("POST", TEXT, {"content-encoding": "gzip"}, 415),
+        ("POST", TEXT, {}, 413),
+        ("GET", TEXT, {}, 405),
+        ("DELETE", "/v1/models", {}, 405),
+        ("GET", "/v2/nothing", {}, 404),
+        ("PATCH", "/admin/lanes/turbo", {"content-type": "application/json"}, 404),
+        ("GET", "/healthz", {}, 200),
+        ("GET", "/admin/lanes", {}, 200),
+    ],
+)
+@pytest.mark.parametrize("given", ["mine", None])
+def test_every_answer_names_its_request_whoever_gives_it(pair, method, path, headers, status, given):
+    named = {"x-request-id": given} if given is not None else {}
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        body = b"x" * 5 * MIB if status == 413 else b""
+        answer = http.request(method, pair.url + path, headers={**headers, **named}, content=body)
+    assert answer.status_code == status
+    name = answer.headers.get_list("x-request-id")
+    assert name == [given] if given is not None else name[0].startswith("req-")
 
 
 @pytest.mark.parametrize("request_id", ["x" * 129, "with space", "caf\xe9"])

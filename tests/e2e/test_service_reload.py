@@ -245,6 +245,25 @@ def test_a_wrong_setting_is_refused_by_name_and_changes_nothing(steady, name, bo
     assert (lane(steady)["weight"], lane(steady, "throughput")["max_active"]) == (8, 2)
 
 
+def test_who_was_refused_a_setting_is_in_the_audit_log(echo):
+    patch(echo, "interactive", {"weight": "heavy"})
+    patch(echo, "throughput", {"max_active": 3})
+    patch(echo, "interactive", [1])
+    patch(echo, "turbo", {"weight": 1})
+    write(echo, BAD)
+    echo.post("/admin/reload", b"")
+    log = echo.log.read_text()
+    who = "by whoever is on this machine, from 127.0.0.1: refused"
+    for refused in (
+        f"lane interactive {who}: invalid_config",
+        f"lane throughput {who}: restart_required",
+        f"PATCH /admin/lanes/{{lane}} {who}: invalid_type",
+        f"PATCH /admin/lanes/{{lane}} {who}: lane_not_found",
+        f"reload {who}: invalid_config",
+    ):
+        assert log.count(refused) == 1, refused
+
+
 def test_a_page_of_another_site_cannot_administer(steady):
     answer = steady.post("/admin/reload", b"", origin="https://elsewhere.example")
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")

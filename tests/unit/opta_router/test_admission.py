@@ -7,64 +7,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from opta_router.admission import Admission, Granted, MoveGranted, Rejected
-from opta_router.lane_queue import MAX_RETRY_S, MIN_RETRY_S, UNMEASURED_RETRY_S, LaneLimits
+from opta_router.admission import MoveGranted, Rejected
+from opta_router.drain_rate import MAX_RETRY_S, MIN_RETRY_S, UNMEASURED_RETRY_S
+from opta_router.lane_queue import LaneLimits
 from opta_router.tickets import Ask, TicketState
 from policies.auto import AutoFacts
+from tests.unit.opta_router.door import Door
 
 LANES = ("interactive", "throughput")
-
-
-class Door:
-    """An admission with its clock, and what became of everyone who asked."""
-
-    def __init__(self, interactive=(1, 4, 30.0, None), throughput=(2, 4, 60.0, None)):
-        self.now_s = 1000.0
-        self.admission = Admission({"interactive": LaneLimits(*interactive), "throughput": LaneLimits(*throughput)})
-        self.granted = []
-        self.rejected = []
-        self.moves = []
-
-    def offer(self, client="", lane="interactive", **ask):
-        ticket, effects = self.admission.offer(Ask(lane=lane, route="default", client=client, **ask), self.now_s)
-        self.perform(effects)
-        return ticket
-
-    def confirmed(self, client="", **ask):
-        ticket = self.offer(client, **ask)
-        self.admission.confirm(ticket)
-        return ticket
-
-    def release(self, ticket):
-        self.perform(self.admission.release(ticket, self.now_s))
-
-    def withdraw(self, ticket):
-        self.perform(self.admission.withdraw(ticket, self.now_s))
-
-    def move(self, ticket, lane="throughput"):
-        self.perform(self.admission.move(ticket, lane, self.now_s))
-
-    def moved(self, ticket, lane="throughput"):
-        self.perform(self.admission.moved(ticket, lane, self.now_s))
-
-    def perform(self, effects):
-        for effect in effects:
-            {Granted: self.granted, MoveGranted: self.moves, Rejected: self.rejected}[type(effect)].append(effect)
-        self.admission.check_integrity()
-
-    def serve(self, count, each_s=0.0):
-        """Confirm and release whoever is granted next, `count` times; the clients in the order of service."""
-        served = []
-        for _ in range(count):
-            ticket = self.granted[-1].ticket
-            self.admission.confirm(ticket)
-            served.append(ticket.ask)
-            self.now_s += each_s
-            self.release(ticket)
-        return served
-
-    def stats(self, lane="interactive"):
-        return self.admission.stats()[lane]
 
 
 # the life of a ticket
@@ -343,6 +293,20 @@ def test_retry_after_is_the_time_in_which_a_busy_lane_has_given_that_many_slots_
     assert door.rejected[-1].retry_after_s == expected_s
 
 
+@pytest.mark.parametrize("running", [8, 2], ids=["a full lane", "a lane that was never full"])
+def test_slots_that_are_given_back_together_all_count(running):
+    door = Door(throughput=(8, 100, 300.0, None))
+    for _ in range(3):
+        held = [door.confirmed(lane="throughput") for _ in range(running)]
+        door.now_s += 10.0
+        for ticket in held:
+            door.release(ticket)
+    for _ in range(8):
+        door.confirmed(lane="throughput")
+    assert door.offer(lane="throughput", timeout_s=1.0).state is TicketState.OVER
+    assert door.offer(lane="throughput", timeout_s=2.0).state is TicketState.QUEUED
+
+
 def test_an_idle_hour_does_not_make_a_lane_look_slow():
     door = Door(interactive=(1, 1, 1e6, None))
     for _ in range(5):
@@ -445,6 +409,7 @@ def test_only_a_running_request_moves_once_and_to_another_lane(lane):
 
 # everything together
 
+TAKEN = (TicketState.GRANTED, TicketState.ACTIVE)
 CLIENTS = {"": (1.0, None), "bounded": (1.0, 1), "heavy": (4.0, 3)}
 
 
@@ -485,8 +450,9 @@ class AnyOrder(RuleBasedStateMachine):
         lane=st.sampled_from(["interactive", "throughput", "auto"]),
         client=st.sampled_from(sorted(CLIENTS)),
         sub_client=st.sampled_from(["", "x"]),
+        timeout_s=st.sampled_from([None, 0.01, 3.0, 1000.0]),
     )
-    def offer(self, lane, client, sub_client):
+    def offer(self, lane, client, sub_client, timeout_s):
         weight, bound = CLIENTS[client]
         ask = Ask(
             lane=lane,
@@ -495,8 +461,13 @@ class AnyOrder(RuleBasedStateMachine):
             sub_client=sub_client,
             client_weight=weight,
             client_max_active=bound,
+            timeout_s=timeout_s,
         )
+        held = sum(t.ask.client == client and t.state in TAKEN for t in self.tickets)
+        room = {name: stats.active < stats.max_active for name, stats in self.door.admission.stats().items()}
         ticket, effects = self.door.admission.offer(ask, self.door.now_s)
+        if room[ticket.lane] and (bound is None or held < bound) and not self.door.admission.draining:
+            assert ticket.state is TicketState.GRANTED, "what lacks nothing is never told to wait, or to go"
         self.tickets.append(ticket)
         self.perform(effects)
 
@@ -561,7 +532,7 @@ class AnyOrder(RuleBasedStateMachine):
     def bounds_hold_and_no_slot_idles(self):
         self.door.admission.check_integrity()
         stats = self.door.admission.stats()
-        taken = [t for t in self.tickets if t.state in (TicketState.GRANTED, TicketState.ACTIVE)]
+        taken = [t for t in self.tickets if t.state in TAKEN]
         of_client = Counter(ticket.ask.client for ticket in taken)
         assert all(bound is None or of_client[name] <= bound for name, (_, bound) in CLIENTS.items())
         for lane in LANES:
@@ -578,6 +549,16 @@ class AnyOrder(RuleBasedStateMachine):
                 bounds = {ticket.ask.client: ticket.ask.client_max_active for ticket in waiting}
                 assert all(bound is not None and of_client[name] >= bound for name, bound in bounds.items())
                 assert coming == sum(ticket.moving_to == lane for ticket in taken)
+
+    def teardown(self):
+        """When all that was granted has been released, nothing is held and nobody waits."""
+        while taken := [t for t in self.tickets if t.state is not TicketState.OVER]:
+            give_back = (
+                self.door.admission.release if taken[0].state is TicketState.ACTIVE else self.door.admission.withdraw
+            )
+            self.perform(give_back(taken[0], self.door.now_s))
+        self.door.admission.check_integrity()
+        assert [(s.active, s.queued) for s in self.door.admission.stats().values()] == [(0, 0), (0, 0)]
 
 
 TestAnyOrder = AnyOrder.TestCase

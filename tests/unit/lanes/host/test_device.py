@@ -76,6 +76,25 @@ def test_a_cancelled_sequence_ends_once_and_an_unknown_one_is_nothing():
         assert device.report() == Emission("b", (5,), finish="length")
 
 
+def test_a_cancellation_takes_effect_before_the_next_step():
+    heard = queue.SimpleQueue()
+
+    def publish(reports):
+        for report in reports:
+            if isinstance(report, Emission):
+                heard.put(report)
+                thread.send(Cancel("a"))  # on the device thread, between two steps
+
+    thread = DeviceThread(LANES, publish)
+    thread.start()
+    thread.send(Add("throughput", MODEL, SequenceSpec("a", (5, 6, 7), 1_000_000, wire.Sampling())))
+    first, last = heard.get(timeout=DEADLINE_S), heard.get(timeout=DEADLINE_S)
+    thread.send(Stop())
+    thread.join(DEADLINE_S)
+    assert (first.token_ids, last) == ((5,), Emission("a", finish="cancelled"))
+    assert heard.empty()
+
+
 @pytest.mark.parametrize(
     ("target", "why"),
     [("scripted:speed=9", "unknown setting 'speed'"), ("scripted:tokens_per_step=0", "at least 1")],
