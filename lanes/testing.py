@@ -234,6 +234,35 @@ class EngineSuite:
         for i, answer in enumerate(answers):
             assert answer.token_ids == self._alone(i).token_ids
 
+    def check_an_answer_goes_on_behind_what_was_emitted_elsewhere(self) -> None:
+        """Greedy, seeded and penalised, drafted or not: the rest is what the whole answer has there, and no more."""
+        penalised = msgspec.structs.replace(
+            SAMPLED, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.3
+        )
+        for sampling in (GREEDY, SAMPLED, penalised):
+            whole = self._answers([self._spec(0, sampling=sampling)])[0].token_ids
+            for emitted in (1, ANSWER_TOKENS // 2, ANSWER_TOKENS - 1):
+                driver = Driver(self._make(NO_EOS))
+                beside = driver.add(self._spec(1))
+                spec = self._spec(0, sampling=sampling, num_draft_tokens=4, emitted=tuple(whole[:emitted]))
+                rest = driver.add(spec)
+                driver.finish()
+                assert rest.token_ids == whole[emitted:]
+                assert rest.finish == "length"
+                assert beside.token_ids == self._alone(1).token_ids
+
+    def check_every_step_that_gets_anywhere_is_counted(self) -> None:
+        """Through a long prompt and its answer; by how much is the engine's affair."""
+        long_prompt = tuple(token for prompt in self._prompts for token in prompt) * LONG_PROMPT_TOKENS
+        driver = Driver(self._make(NO_EOS))
+        answer = driver.add(SequenceSpec("long", long_prompt[: 4 * LONG_PROMPT_TOKENS], ANSWER_TOKENS, GREEDY))
+        barren = 0
+        while not answer.ended:
+            before = driver.engine.computed_tokens
+            driver.step(limit_s=1e-6)
+            barren = 0 if driver.engine.computed_tokens > before else barren + 1
+            assert barren <= 1, "steps that compute nothing, though there is work"
+
     def check_a_cancelled_sequence_is_gone_within_a_step(self) -> None:
         """Before its first step, in the middle of its prompt, and in the middle of its answer."""
         long_prompt = tuple(token for prompt in self._prompts for token in prompt) * LONG_PROMPT_TOKENS

@@ -25,7 +25,7 @@ import msgspec
 
 from lanes.errors import WireError
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
 
@@ -128,6 +128,17 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.accepted / compared if compared else None
 
 
+class Emitted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What earlier hosts have given of an answer: its tokens, how many characters of their text, and their drafts.
+
+    Some of the tokens' text may not have been given: of an incomplete character, or of what may be a stop string.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    text_chars: int = 0
+    speculative: SpecCounters | None = None
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """A model to serve: where its weights are. ``target`` and ``draft`` are resolved by the host."""
 
@@ -191,7 +202,11 @@ class Configure(Message, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """Run one request in one lane. ``request_id`` is unique on a link for as long as the request lives."""
+    """Run one request in one lane. ``request_id`` is unique on a link for as long as the request lives.
+
+    With ``emitted`` the answer goes on behind it, as it would have gone on where that was made: the first ``Delta`` has
+    the index and the text that come next. ``max_tokens`` bounds the answer as a whole.
+    """
 
     request_id: str
     model: str
@@ -201,6 +216,7 @@ class Submit(Message, frozen=True):
     sampling: Sampling
     stop: tuple[str, ...] = ()
     num_draft_tokens: int = 0
+    emitted: Emitted = Emitted()
 
 
 class Cancel(Message, frozen=True):
@@ -274,13 +290,15 @@ class Started(Message, frozen=True):
 class Delta(Message, frozen=True):
     """New tokens. ``index`` is the number of completion tokens before this one: a gap or overlap is a fault.
 
-    ``text`` may be empty while a multi-byte character or a possible stop string is incomplete.
+    ``text`` may be empty while a multi-byte character or a possible stop string is incomplete. ``speculative`` counts
+    from the answer's beginning to this event.
     """
 
     request_id: str
     index: int
     token_ids: tuple[int, ...]
     text: str
+    speculative: SpecCounters | None = None
 
 
 class Moved(Message, frozen=True):

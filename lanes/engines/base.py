@@ -15,6 +15,9 @@ class SequenceSpec(msgspec.Struct, frozen=True):
 
     ``prompt`` holds at least one token id; ``max_tokens`` is at least 1 and together they fit the context.
     ``num_draft_tokens`` bounds a speculative round; 0 asks for plain decoding.
+
+    ``emitted`` are the answer's first tokens, fewer than ``max_tokens``, where another engine has given them already:
+    this one goes on behind them, and never emits them again.
     """
 
     request_id: str
@@ -22,6 +25,12 @@ class SequenceSpec(msgspec.Struct, frozen=True):
     max_tokens: int
     sampling: Sampling
     num_draft_tokens: int = 0
+    emitted: tuple[int, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All that is known when the sequence starts: prompt and ``emitted``."""
+        return self.prompt + self.emitted
 
 
 class Emission(msgspec.Struct, frozen=True):
@@ -87,6 +96,11 @@ class Engine(Protocol):
         """Sequences that were added and have neither ended nor been cancelled."""
         ...
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of prompts and answers computed so far: every step that gets anywhere makes it grow."""
+        ...
+
     def close(self) -> None:
         """Drop all sequences and memory."""
         ...
@@ -97,7 +111,10 @@ class Releasing(Protocol):
     """An engine whose sequences can go on elsewhere."""
 
     def release(self, request_id: str) -> Handover | None:
-        """Let go of a sequence between two steps; None if it is not here, or has no token yet: then it stays."""
+        """Let go of a sequence between two steps; None if it is not here, or has no token yet: then it stays.
+
+        A sequence that came with ``emitted`` tokens has one when it has made one here.
+        """
         ...
 
 

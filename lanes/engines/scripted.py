@@ -60,10 +60,11 @@ class ScriptedEngine:
         self._specs: dict[str, SequenceSpec] = {}
         self._emitted: dict[str, int] = {}
         self._turns: deque[str] = deque()
+        self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        self.adopt(Handover(spec, spec.prompt))
+        self.adopt(Handover(spec, spec.token_ids))
 
     def adopt(self, handover: Handover) -> None:
         """See :class:`lanes.engines.base.Adopting`."""
@@ -119,6 +120,7 @@ class ScriptedEngine:
         token_ids = self._script(spec, done, count)
         token_ids = token_ids[: until_eos(token_ids, self._eos)]
         done += len(token_ids)
+        self.computed_tokens += len(token_ids)
         self._emitted[spec.request_id] = done
         stopped = token_ids[-1] in self._eos
         return Emission(

@@ -52,6 +52,7 @@ class SpeculativeEngine:
         self._costs = RoundCosts(max_draft_tokens if draft is not None else 0)
         self._runs: dict[str, _Run] = {}
         self._turns: deque[str] = deque()
+        self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
@@ -68,7 +69,7 @@ class SpeculativeEngine:
     def release(self, request_id: str) -> Handover | None:
         """See :class:`lanes.engines.base.Releasing`."""
         run = self._runs.get(request_id)
-        if run is None or not run.emitted:
+        if run is None or not run.begun:
             return None
         self.cancel(request_id)
         return run.handover()
@@ -121,7 +122,7 @@ class SpeculativeEngine:
 
     def _advance(self, run: _Run) -> Emission | None:
         if not run.prefilled:
-            run.prefill()
+            self.computed_tokens += run.prefill()
             return self._emit(run, [run.first_token()], 0, 0) if run.prefilled else None
         caught_up = run.speculates and run.catch_up()
         draft_tokens = run.length.choose(run.room) if caught_up else 0
@@ -137,6 +138,8 @@ class SpeculativeEngine:
         kept = until_eos(chosen, self._eos)
         token_ids = tuple(chosen[:kept])
         run.emitted += kept
+        run.begun = True
+        self.computed_tokens += kept
         finish: FinishReason | None = None
         if token_ids[-1] in self._eos:
             finish = "stop"
@@ -162,10 +165,11 @@ class _Run:
 
     def __init__(self, spec: SequenceSpec, target: Any, draft: Any | None, costs: RoundCosts) -> None:
         self.spec = spec
-        self.emitted = 0
+        self.emitted = len(spec.emitted)
+        self.begun = False
         self.speculates = draft is not None and spec.num_draft_tokens > 0
         self.length = DraftLength(costs)
-        self._tokens = list(spec.prompt)
+        self._tokens = list(spec.token_ids)
         self._chooser = TokenChooser(spec.sampling, len(spec.prompt))
         self._target = target
         self._target_cache = make_prompt_cache(target)
@@ -177,8 +181,8 @@ class _Run:
 
     @property
     def prefilled(self) -> bool:
-        """True once the target has seen the whole prompt."""
-        return self._target_tokens >= len(self.spec.prompt)
+        """True once the target has seen all that was known at the start."""
+        return self._target_tokens >= len(self.spec.prompt) + len(self.spec.emitted)
 
     @property
     def room(self) -> int:
@@ -189,8 +193,8 @@ class _Run:
         """All that another engine needs to go on with the sequence."""
         return Handover(self.spec, tuple(self._tokens), self._target_cache)
 
-    def prefill(self) -> None:
-        """Run the next chunk of the prompt through the target."""
+    def prefill(self) -> int:
+        """Run the next chunk of what is known through the target. Returns its tokens."""
         remaining = len(self._tokens) - self._target_tokens
         last = remaining <= LAST_CHUNK_TOKENS
         size = remaining if last else min(PREFILL_CHUNK_TOKENS, remaining - LAST_CHUNK_TOKENS)
@@ -201,9 +205,10 @@ class _Run:
             self._last_logits = logits[0, -1:]
         else:
             mx.eval([layer.state for layer in self._target_cache])
+        return size
 
     def first_token(self) -> int:
-        """The token that follows the prompt."""
+        """The token that follows what is known."""
         logits, self._last_logits = self._last_logits, None
         if logits is None:
             raise RuntimeError("the first token is read once, right after prefill")

@@ -58,10 +58,11 @@ class ThroughputEngine:
         self._aborted: set[str] = set()
         self._chunk = PrefillChunk()
         self._since_reset = 0
+        self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        self.adopt(Handover(spec, spec.prompt))
+        self.adopt(Handover(spec, spec.token_ids))
 
     def adopt(self, handover: Handover) -> None:
         """See :class:`lanes.engines.base.Adopting`. A cache is used as it stands: only the last token is computed."""
@@ -150,6 +151,7 @@ class ThroughputEngine:
             mx.synchronize(import_module("mlx_lm.generate").generation_stream)
         prefilled = _prefilled_tokens(self._scheduler.batch_generator) - prefilled_before
         self._chunk.observe(max(prefilled, 0), time.perf_counter() - started_s)
+        self.computed_tokens += max(prefilled, 0) + sum(len(output.new_token_ids) for output in outputs)
         return list(outputs)
 
     def close(self) -> None:

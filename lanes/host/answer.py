@@ -6,11 +6,17 @@ from typing import Any
 
 from lanes import wire
 from lanes.engines.base import Emission
+from lanes.errors import RequestRefused
 from lanes.host.text import TextStream
 
 
 class Answer:
-    """Counts tokens and drafts of one request, makes its text, and knows when it has ended."""
+    """Counts tokens and drafts of one request, makes its text, and knows when it has ended.
+
+    Raises:
+        RequestRefused: what earlier hosts gave of the answer is not what this tokenizer makes of its tokens, so that
+            nobody could say how it goes on.
+    """
 
     def __init__(self, submit: wire.Submit, prompt_tokens: int, tokenizer: Any) -> None:
         self._request_id = submit.request_id
@@ -19,6 +25,18 @@ class Answer:
         self._completion_tokens = 0
         self._counters: wire.SpecCounters | None = None
         self.ended = False
+        self._resume(submit.emitted)
+
+    def _resume(self, emitted: wire.Emitted) -> None:
+        given = self._text.push(emitted.token_ids)
+        if given.stopped or len(given.text) != emitted.text_chars:
+            raise RequestRefused(
+                wire.FailureCode.ENGINE_ERROR,
+                f"the answer cannot be resumed: {emitted.text_chars} characters of it were given, "
+                f"its {len(emitted.token_ids)} tokens make {len(given.text)}",
+            )
+        self._completion_tokens = len(emitted.token_ids)
+        self._counters = emitted.speculative
 
     def take(self, emission: Emission) -> list[wire.Event]:
         """The events that an emission makes; after the last one :attr:`ended` is true."""
@@ -34,7 +52,9 @@ class Answer:
         text = piece.text if finish is None or piece.stopped else piece.text + self._text.finish()
         events: list[wire.Event] = []
         if kept or text:
-            events.append(wire.Delta(self._request_id, self._completion_tokens, emission.token_ids[:kept], text))
+            events.append(
+                wire.Delta(self._request_id, self._completion_tokens, emission.token_ids[:kept], text, self._counters)
+            )
         self._completion_tokens += kept
         if finish is not None:
             self.ended = True

@@ -1,16 +1,20 @@
 """From what an engine emits to what the router receives."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lanes import wire
 from lanes.engines.base import Emission
 from lanes.engines.scripted import EOS, ScriptedTokenizer
+from lanes.errors import RequestRefused
 from lanes.host.answer import Answer
 
+NOTHING = wire.Emitted()
 
-def answer(*stop):
-    submit = wire.Submit("a", "m", "interactive", wire.TextPrompt("x"), 99, wire.Sampling(), stop=stop)
+
+def answer(*stop, emitted=NOTHING):
+    submit = wire.Submit("a", "m", "interactive", wire.TextPrompt("x"), 99, wire.Sampling(), stop=stop, emitted=emitted)
     return Answer(submit, 3, ScriptedTokenizer())
 
 
@@ -95,3 +99,51 @@ def test_every_drafted_token_is_accounted_for_wherever_a_stop_string_ends_the_an
     counters = end.speculative
     assert counters.accepted + counters.rejected + counters.ignored == counters.proposed
     assert counters.accepted <= end.completion_tokens
+
+
+# on another host
+
+
+@given(
+    st.text(st.sampled_from("abn\n\u00e9\u4e2d\U0001f980"), min_size=1, max_size=20),
+    st.lists(st.text(st.sampled_from("abn\n\u00e9\U0001f980"), min_size=1, max_size=4), max_size=3),
+    st.integers(0, 80),
+    st.integers(1, 5),
+)
+def test_an_answer_that_goes_on_elsewhere_has_the_text_that_it_would_have_had_wherever_it_was_cut(
+    text, stop, cut, step
+):
+    def events_of(made, token_ids):
+        events = []
+        for at in range(0, len(token_ids), step):
+            if not made.ended:
+                events += made.take(Emission("a", token_ids[at : at + step]))
+        return events if made.ended else events + made.take(Emission("a", finish="length"))
+
+    token_ids = tokens(text)
+    whole = events_of(answer(*stop), token_ids)
+    first = answer(*stop)
+    given_events = first.take(Emission("a", token_ids[:cut]))
+    if first.ended:
+        return
+    given_text = "".join(event.text for event in given_events)
+    second = answer(*stop, emitted=wire.Emitted(token_ids[:cut], len(given_text)))
+    rest = events_of(second, token_ids[cut:])
+    text_of_rest = "".join(event.text for event in rest if isinstance(event, wire.Delta))
+    assert given_text + text_of_rest == "".join(event.text for event in whole if isinstance(event, wire.Delta))
+    assert rest[-1] == whole[-1]
+    assert all(event.index >= len(token_ids[:cut]) for event in rest if isinstance(event, wire.Delta))
+
+
+def test_counters_go_on_where_they_were():
+    made = answer(emitted=wire.Emitted(tokens("ab"), 2, wire.SpecCounters(2, 5, 3, 1, 1)))
+    events = made.take(Emission("a", tokens("cd"), accepted=1, counters=counted(3, 1, 2), finish="length"))
+    assert events[0].speculative == events[1].speculative == wire.SpecCounters(3, 8, 4, 3, 1)
+    assert (events[0].index, events[1].completion_tokens) == (2, 4)
+
+
+@pytest.mark.parametrize("chars", [0, 3])
+def test_an_answer_whose_text_is_not_what_its_tokens_make_is_refused_rather_than_garbled(chars):
+    with pytest.raises(RequestRefused, match="cannot be resumed") as caught:
+        answer(emitted=wire.Emitted(tokens("ab"), chars))
+    assert caught.value.code == "engine_error"
