@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from lanes.engines.base import Emission, Engine, SequenceSpec
+from lanes.engines.base import Emission, Engine, SequenceSpec, advance
 from lanes.wire import FinishReason, Sampling, SpecCounters
 
 MakeEngine = Callable[[frozenset[int]], Engine]
@@ -94,7 +94,7 @@ class Driver:
 
     def step(self, limit_s: float | None = None) -> None:
         """One step."""
-        for emission in self.engine.step(limit_s):
+        for emission in advance(self.engine, limit_s):
             assert emission.request_id in self.open, f"an emission for nobody: {emission}"
             answer = self.open[emission.request_id]
             answer.take(emission)

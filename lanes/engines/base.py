@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Tokens
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,11 +85,24 @@ class Engine(Protocol):
         """True if :meth:`step` would do something."""
         ...
 
-    def step(self, limit_s: float | None = None) -> list[Emission]:
-        """Do one bounded piece of work.
+    @property
+    def runs_ahead(self) -> bool:
+        """True if :meth:`step` may be called again before :meth:`finish`."""
+        ...
 
-        With ``limit_s`` somebody waits for the device: the step should hold it for no longer than that, and what it
-        started has finished when it returns. Without, it is as large as is efficient, and may leave work under way.
+    def step(self, limit_s: float | None = None) -> list[Emission]:
+        """Start one bounded piece of work, without waiting for it; returns what is known meanwhile.
+
+        With ``limit_s`` somebody waits for the device: the piece should hold it for no longer than that. Without, it is
+        as large as is efficient.
+        """
+        ...
+
+    def finish(self, since_s: float) -> list[Emission]:
+        """Wait for the oldest piece that was started and not yet waited for; returns what it brought.
+
+        Called once for each :meth:`step`, before the engine is idle or anything but :meth:`add` is called. ``since_s``,
+        of ``time.perf_counter``, is when the device was free for that piece: engines learn from it what pieces cost.
         """
         ...
 
@@ -125,6 +139,12 @@ class Adopting(Protocol):
     def adopt(self, handover: Handover) -> None:
         """Take a sequence over. Raises ValueError if its id is in use."""
         ...
+
+
+def advance(engine: Engine, limit_s: float | None = None) -> list[Emission]:
+    """One step of an engine that has the device to itself, from its start to its end."""
+    started_s = time.perf_counter()
+    return engine.step(limit_s) + engine.finish(started_s)
 
 
 def until_eos(token_ids: Tokens[int], eos: frozenset[int]) -> int:

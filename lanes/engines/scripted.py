@@ -51,6 +51,8 @@ class ScriptedEngine:
         eos: token ids that end an answer.
     """
 
+    runs_ahead = False
+
     def __init__(self, tokens_per_step: int = 1, step_s: float = 0.0, eos: frozenset[int] = frozenset({EOS})) -> None:
         if tokens_per_step < 1 or step_s < 0:
             raise ValueError(f"tokens_per_step={tokens_per_step}, step_s={step_s}: at least 1 and 0 are needed")
@@ -107,6 +109,10 @@ class ScriptedEngine:
             if emission.finish is not None:
                 self.cancel(emission.request_id)
         return emissions
+
+    def finish(self, since_s: float) -> list[Emission]:
+        """A step has given all it had."""
+        return []
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""

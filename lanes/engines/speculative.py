@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
@@ -45,6 +46,8 @@ class SpeculativeEngine:
         max_draft_tokens: upper bound of a round, whatever a request asks for.
     """
 
+    runs_ahead = False
+
     def __init__(self, target: Any, draft: Any | None, eos: frozenset[int], max_draft_tokens: int) -> None:
         self._target = target
         self._draft = draft
@@ -52,6 +55,7 @@ class SpeculativeEngine:
         self._costs = RoundCosts(max_draft_tokens if draft is not None else 0)
         self._runs: dict[str, _Run] = {}
         self._turns: deque[str] = deque()
+        self._under_way: tuple[_Run, _Settle] | None = None
         self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
@@ -83,24 +87,36 @@ class SpeculativeEngine:
         return len(self._runs)
 
     def step(self, limit_s: float | None = None) -> list[Emission]:
-        """One prefill chunk or one round of the sequence whose turn it is; ends with its tokens read."""
+        """One prefill chunk or one round of the sequence whose turn it is."""
         request_id = self._turns[0]
         self._turns.rotate(-1)
+        run = self._runs[request_id]
         try:
-            emission = self._advance(self._runs[request_id])
+            self._under_way = (run, self._start(run))
         except Exception as exc:  # its caches are its own: the other sequences go on
-            log.exception("a step of request %s failed", request_id)
-            emission = Emission(request_id, error=f"{type(exc).__name__}: {exc}")
+            return [self._failed(run, exc)]
+        return []
+
+    def finish(self, since_s: float) -> list[Emission]:
+        """See :class:`lanes.engines.base.Engine`."""
+        if self._under_way is None:
+            return []
+        (run, settle), self._under_way = self._under_way, None
+        try:
+            emission = settle(since_s)
+        except Exception as exc:
+            return [self._failed(run, exc)]
         if emission is None:
             return []
-        if emission.finish is not None or emission.error is not None:
-            self.cancel(request_id)
+        if emission.finish is not None:
+            self.cancel(run.spec.request_id)
         return [emission]
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""
         self._runs.clear()
         self._turns.clear()
+        self._under_way = None
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
         """Measure what a round of each length costs on this device; compiles every shape on the way.
@@ -113,6 +129,7 @@ class SpeculativeEngine:
             run = _Run(spec, self._target, self._draft, RoundCosts(0))
             while not run.prefilled:
                 run.prefill()
+            run.first_token()
             run.round(0)
             run.round(draft_tokens)
             for _ in range(CALIBRATION_ROUNDS):
@@ -120,18 +137,38 @@ class SpeculativeEngine:
                 run.round(draft_tokens)
                 self._costs.observe(draft_tokens, time.perf_counter() - started_s)
 
-    def _advance(self, run: _Run) -> Emission | None:
+    def _start(self, run: _Run) -> _Settle:
+        """Dispatch the next piece of ``run``; what is returned waits for it, and says what it brought."""
         if not run.prefilled:
-            self.computed_tokens += run.prefill()
-            return self._emit(run, [run.first_token()], 0, 0) if run.prefilled else None
+            return self._start_prefill(run)
         caught_up = run.speculates and run.catch_up()
         draft_tokens = run.length.choose(run.room) if caught_up else 0
-        started_s = time.perf_counter()
-        chosen, accepted = run.round(draft_tokens)
-        if caught_up or not run.speculates:
-            self._costs.observe(draft_tokens, time.perf_counter() - started_s)
-            run.length.observe(draft_tokens, accepted)
-        return self._emit(run, chosen, draft_tokens, accepted)
+        round_ = run.draft(draft_tokens)
+
+        def settle(since_s: float) -> Emission:
+            chosen, accepted = run.verify(round_)
+            if caught_up or not run.speculates:
+                self._costs.observe(draft_tokens, time.perf_counter() - since_s)
+                run.length.observe(draft_tokens, accepted)
+            return self._emit(run, chosen, draft_tokens, accepted)
+
+        return settle
+
+    def _start_prefill(self, run: _Run) -> _Settle:
+        tokens, arrays = run.prefill()
+
+        def settle(_: float) -> Emission | None:
+            mx.eval(arrays)
+            self.computed_tokens += tokens
+            return self._emit(run, [run.first_token()], 0, 0) if run.prefilled else None
+
+        return settle
+
+    def _failed(self, run: _Run, exc: Exception) -> Emission:
+        request_id = run.spec.request_id
+        log.error("a step of request %s failed", request_id, exc_info=exc)
+        self.cancel(request_id)
+        return Emission(request_id, error=f"{type(exc).__name__}: {exc}")
 
     def _emit(self, run: _Run, chosen: list[int], drafted: int, accepted: int) -> Emission:
         """End the sequence where it must end, and account for every drafted token."""
@@ -160,6 +197,18 @@ class SpeculativeEngine:
         return Emission(run.spec.request_id, token_ids, min(accepted, kept), counters, finish)
 
 
+_Settle = Callable[[float], Emission | None]
+"""Waits for a piece that was dispatched; see ``since_s`` of :meth:`lanes.engines.base.Engine.finish`."""
+
+
+class _Round(NamedTuple):
+    """A round that was dispatched: what the draft proposes, and what the target chooses at each place."""
+
+    position: int
+    proposed: list[mx.array]
+    chosen: mx.array
+
+
 class _Run:
     """One sequence. Between rounds the target's cache holds all tokens but the last, the draft's a prefix of them."""
 
@@ -177,7 +226,7 @@ class _Run:
         self._draft: Any = draft
         self._draft_cache = make_prompt_cache(draft) if self.speculates else []
         self._draft_tokens = 0
-        self._last_logits: mx.array | None = None
+        self._first: mx.array | None = None
 
     @property
     def prefilled(self) -> bool:
@@ -193,26 +242,27 @@ class _Run:
         """All that another engine needs to go on with the sequence."""
         return Handover(self.spec, tuple(self._tokens), self._target_cache)
 
-    def prefill(self) -> int:
-        """Run the next chunk of what is known through the target. Returns its tokens."""
+    def prefill(self) -> tuple[int, list[mx.array]]:
+        """Dispatch the next chunk of what is known; returns its tokens, and what is evaluated when it is through."""
         remaining = len(self._tokens) - self._target_tokens
         last = remaining <= LAST_CHUNK_TOKENS
         size = remaining if last else min(PREFILL_CHUNK_TOKENS, remaining - LAST_CHUNK_TOKENS)
         chunk = mx.array(self._tokens[self._target_tokens : self._target_tokens + size])
         logits = self._target(chunk[None], cache=self._target_cache)
         self._target_tokens += size
+        under_way: list[mx.array] = [layer.state for layer in self._target_cache]
         if last:
-            self._last_logits = logits[0, -1:]
-        else:
-            mx.eval([layer.state for layer in self._target_cache])
-        return size
+            self._first = self._chooser.choose(logits[0, -1:], len(self._tokens), self._history())
+            under_way = [self._first]
+        mx.async_eval(under_way)  # type: ignore[no-untyped-call]
+        return size, under_way
 
     def first_token(self) -> int:
         """The token that follows what is known."""
-        logits, self._last_logits = self._last_logits, None
-        if logits is None:
+        first, self._first = self._first, None
+        if first is None:
             raise RuntimeError("the first token is read once, right after prefill")
-        (token,) = _ints(self._chooser.choose(logits, len(self._tokens), self._history()))
+        (token,) = _ints(first)
         self._tokens.append(token)
         return token
 
@@ -224,21 +274,29 @@ class _Run:
         size = min(PREFILL_CHUNK_TOKENS, behind - 1)
         chunk = mx.array(self._tokens[self._draft_tokens : self._draft_tokens + size])
         self._draft(chunk[None], cache=self._draft_cache)
-        mx.eval([layer.state for layer in self._draft_cache])
+        mx.async_eval([layer.state for layer in self._draft_cache])  # type: ignore[no-untyped-call]
         self._draft_tokens += size
         return len(self._tokens) - self._draft_tokens <= LAST_CHUNK_TOKENS
 
     def round(self, draft_tokens: int) -> tuple[list[int], int]:
-        """Draft ``draft_tokens``, verify, take. Returns the new tokens and how many of them were drafted."""
+        """One round, from its start to its end; see :meth:`verify`."""
+        return self.verify(self.draft(draft_tokens))
+
+    def draft(self, draft_tokens: int) -> _Round:
+        """Dispatch a round: ``draft_tokens`` of the draft, and the target's look at them."""
         position = len(self._tokens)
         drafted = self._propose(draft_tokens)
         inputs = mx.concatenate([mx.array(self._tokens[-1:]), *drafted])
         logits = self._target(inputs[None], cache=self._target_cache)[0]
         chosen = self._choose_all(logits, position, drafted)
-        proposed = mx.concatenate(drafted) if drafted else mx.array([], dtype=mx.uint32)
-        mx.eval(chosen, proposed)
-        choices, proposals = _ints(chosen), _ints(proposed)
+        mx.async_eval(chosen)  # type: ignore[no-untyped-call]
+        return _Round(position, drafted, chosen)
 
+    def verify(self, round_: _Round) -> tuple[list[int], int]:
+        """Wait for a round, and take what holds. Returns the new tokens and how many of them were drafted."""
+        position, drafted, chosen = round_
+        draft_tokens = len(drafted)
+        choices, proposals = _ints(chosen), [token for one in drafted for token in _ints(one)]
         accepted = 0
         while accepted < draft_tokens and choices[accepted] == proposals[accepted]:
             accepted += 1

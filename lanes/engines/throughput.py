@@ -1,33 +1,39 @@
-"""The throughput lane's engine: continuous batching by ``vllm_mlx.Scheduler``, one step at a time.
+"""The throughput lane's engine: continuous batching over one target, in pieces of bounded length.
 
-vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So every sequence is given to it as greedy,
-and the real choice is made in a logits processor of its own, whose scores' largest entry is the token to take
-(:class:`lanes.engines.sampling.TokenChooser`).
+A piece is a chunk of one prompt's prefill, or one decode step of one batch (:class:`lanes.engines.batch.Batch`). A
+prompt is computed by itself, for only then its chunks can be of any size, and joins a batch with its KV cache.
+
+There may be several batches. A batch is padded to its longest sequence and copied whole when one joins or leaves, so
+sequences of like length go together, and a batch ends where its step would get long. Where reading the weights costs
+more than the caches, as on a GPU, one batch is the cheapest, and there is only one.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from importlib import import_module
-from itertools import count
-from typing import Any
+from collections import deque
+from typing import Any, Final
 
 import mlx.core as mx
-from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
+import msgspec
+from mlx_lm.models.cache import make_prompt_cache
 
 from lanes.engines.base import Emission, Handover, SequenceSpec
-from lanes.engines.prefill_chunk import SIZES, UNMEASURED_TOKENS, PrefillChunk
-from lanes.engines.sampling import TokenChooser
+from lanes.engines.batch import Batch
+from lanes.engines.step_costs import StepCosts
+from lanes.fair_share import FairShare
 
-PREFILL_BATCH_SIZE = 4
-"""Prompts in one step while nobody waits for the device; one at a time otherwise."""
+log = logging.getLogger(__name__)
 
-UNDISTURBED_STEP_S = 0.25
-"""How long a step may be while nobody waits: whoever comes next waits for its end. On two CPU cores chunks of 256
-tokens take a seventh less time for the same work than chunks of 64, and larger ones hardly less."""
+UNDISTURBED_STEP_S: Final = 0.25
+"""How long a chunk of prefill may take while nobody waits: whoever comes next waits for its end."""
 
-RESET_AFTER_SEQUENCES = 1_000
-"""mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
+SHARES: Final = {"prefill": 3.0, "decode": 1.0}
+"""Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
+
+BATCH_SHARE: Final = 0.6
+"""Of ``max_step_s`` that a batch's decode step may take when a sequence joins: the rest is for its growth."""
 
 
 class ThroughputEngine:
@@ -37,27 +43,24 @@ class ThroughputEngine:
         target: an mlx-lm model; shared with other engines, never changed.
         eos: token ids that end an answer.
         max_active: sequences decoded at a time; more wait their turn in order of arrival.
+        max_step_s: how long a decode step should be at most, whoever is there.
     """
 
-    def __init__(self, target: Any, eos: frozenset[int], max_active: int) -> None:
-        self._scheduler = Scheduler(
-            target,
-            _TokenIdsOnly(eos),
-            SchedulerConfig(
-                max_num_seqs=max_active,
-                completion_batch_size=max_active,
-                prefill_batch_size=min(PREFILL_BATCH_SIZE, max_active),
-                prefill_step_size=UNMEASURED_TOKENS,
-                enable_prefix_cache=False,
-            ),
-        )
-        # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
-        self._numbers = count()
-        self._scheduler_ids: dict[str, str] = {}
-        self._request_ids: dict[str, str] = {}
-        self._aborted: set[str] = set()
-        self._chunk = PrefillChunk()
-        self._since_reset = 0
+    runs_ahead = True
+
+    def __init__(
+        self, target: Any, eos: frozenset[int], max_active: int, max_step_s: float = UNDISTURBED_STEP_S
+    ) -> None:
+        self._target = target
+        self._eos = eos
+        self._max_active = max_active
+        self._max_step_s = max_step_s
+        self._prompts: deque[_Prompt] = deque()
+        self._batches: list[Batch] = []
+        self._turns: deque[Batch] = deque()
+        self._share: FairShare[str] = FairShare(SHARES)
+        self._costs = StepCosts()
+        self._under_way: deque[_Piece] = deque()
         self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
@@ -66,140 +69,173 @@ class ThroughputEngine:
 
     def adopt(self, handover: Handover) -> None:
         """See :class:`lanes.engines.base.Adopting`. A cache is used as it stands: only the last token is computed."""
-        spec = handover.spec
-        if spec.request_id in self._scheduler_ids:
-            raise ValueError(f"request id {spec.request_id!r} is in use")
-        chooser = TokenChooser(spec.sampling, len(spec.prompt))
-        sampling = SamplingParams(
-            max_tokens=spec.max_tokens - handover.emitted,
-            temperature=0.0,
-            top_p=1.0,
-            # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
-            # leaves, and the next sequence to join would be given its neighbour's processor.
-            logits_processors=[_Processor(chooser, handover.token_ids)],
-        )
-        scheduler_id = str(next(self._numbers))
-        request = Request(scheduler_id, list(handover.token_ids), sampling)
-        self._scheduler.add_request(request)
-        if handover.cache is not None:
-            request.prompt_cache = handover.cache
-            request.cached_tokens = len(handover.token_ids) - 1
-            request.remaining_tokens = [handover.token_ids[-1]]
-        self._scheduler_ids[spec.request_id] = scheduler_id
-        self._request_ids[scheduler_id] = spec.request_id
-        self._since_reset += 1
+        request_id = handover.spec.request_id
+        if self._prompt(request_id) is not None or self._batch(request_id) is not None:
+            raise ValueError(f"request id {request_id!r} is in use")
+        prompt = _Prompt(handover, self._target)
+        if prompt.computed and self._decoding() < self._max_active:
+            self._join(prompt)
+        else:
+            self._prompts.append(prompt)
 
     def cancel(self, request_id: str) -> None:
-        """See :class:`lanes.engines.base.Engine`. The scheduler lets go of the sequence as its next step begins."""
-        scheduler_id = self._scheduler_ids.pop(request_id, None)
-        if scheduler_id is not None:
-            del self._request_ids[scheduler_id]
-            self._scheduler.abort_request(scheduler_id)
-            self._aborted.add(scheduler_id)
+        """See :class:`lanes.engines.base.Engine`. A batch lets go of the sequence as its next step begins."""
+        prompt, batch = self._prompt(request_id), self._batch(request_id)
+        if prompt is not None:
+            self._prompts.remove(prompt)
+        if batch is not None:
+            batch.cancel(request_id)
 
     def has_work(self) -> bool:
         """See :class:`lanes.engines.base.Engine`."""
-        return bool(self._scheduler.has_requests())
+        return bool(self._prompts) or any(batch.has_work() for batch in self._batches)
 
     def active(self) -> int:
         """See :class:`lanes.engines.base.Engine`."""
-        return len(self._request_ids)
+        return len(self._prompts) + self._decoding()
 
     def step(self, limit_s: float | None = None) -> list[Emission]:
-        """One decode step of the whole batch and one prefill chunk of the sequences that join it."""
-        emissions = []
-        for output in self._measured_step(limit_s):
-            if output.finished:
-                self._scheduler.remove_finished_request(output.request_id)
-            request_id = self._request_ids.get(output.request_id)
-            if request_id is None:
-                continue  # cancelled
-            failed = output.finish_reason == "error"
-            emissions.append(
-                Emission(
-                    request_id,
-                    tuple(output.new_token_ids),
-                    finish=output.finish_reason if output.finished and not failed else None,
-                    error="the batch failed; the host's log says why" if failed else None,
-                )
-            )
-            if output.finished:
-                del self._request_ids[output.request_id]
-                del self._scheduler_ids[request_id]
-        while self._aborted:
-            self._scheduler.remove_finished_request(self._aborted.pop())
-        if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
-            self._scheduler.reset()
-            self._since_reset = 0
-        return emissions
-
-    def _measured_step(self, limit_s: float | None) -> list[Any]:
-        """A step of the scheduler, its prefill sized for ``limit_s``."""
-        batch = self._scheduler.batch_generator  # None before the first step, and after a reset
-        prompts = 1 if limit_s is not None else PREFILL_BATCH_SIZE
-        tokens = self._chunk.choose(UNDISTURBED_STEP_S if limit_s is None else limit_s)
-        if batch is not None:
-            batch.prefill_batch_size = prompts
-            batch.prefill_step_size = max(tokens // prompts, 1)
-            batch._prompt_batch.prefill_step_size = SIZES[-1]  # or it cuts the chunk again, into those of the start
-        prefilled_before = _prefilled_tokens(batch)
-        started_s = time.perf_counter()
-        outputs = self._scheduler.step().outputs
+        """A chunk of the oldest prompt, or a decode step of the batch whose turn it is."""
         if limit_s is not None:
-            # The decode step that was dispatched ahead. Looked up each time, for a thread may rebind the stream, and
-            # by name, for `mlx_lm.generate` is also a function.
-            mx.synchronize(import_module("mlx_lm.generate").generation_stream)
-        prefilled = _prefilled_tokens(self._scheduler.batch_generator) - prefilled_before
-        self._chunk.observe(max(prefilled, 0), time.perf_counter() - started_s)
-        self.computed_tokens += max(prefilled, 0) + sum(len(output.new_token_ids) for output in outputs)
-        return list(outputs)
+            self._max_step_s = limit_s
+        kinds = ["decode"] if any(batch.has_work() for batch in self._batches) else []
+        if self._prompts and self._decoding() < self._max_active:
+            kinds.append("prefill")
+        piece = _Piece()
+        self._under_way.append(piece)
+        match self._share.select(kinds):
+            case "prefill":
+                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else limit_s)
+            case "decode":
+                return self._decode(piece)
+            case _:
+                return []
+
+    def finish(self, since_s: float) -> list[Emission]:
+        """See :class:`lanes.engines.base.Engine`."""
+        piece = self._under_way.popleft()
+        try:
+            mx.eval(piece.arrays)
+        except Exception as exc:
+            if piece.prompt is None:
+                raise
+            return [self._failed(piece.prompt, exc)]
+        elapsed_s = time.perf_counter() - since_s
+        if piece.prompt is not None:
+            self._share.charge("prefill", elapsed_s)
+            self._costs.prefilled(piece.tokens, piece.attended, elapsed_s)
+            self.computed_tokens += piece.tokens
+        elif piece.arrays:
+            self._share.charge("decode", elapsed_s)
+            if piece.tokens:
+                self._costs.decoded(piece.tokens, elapsed_s)
+        return []
 
     def close(self) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        self._scheduler.reset()
-        self._scheduler_ids.clear()
-        self._request_ids.clear()
-        self._aborted.clear()
+        for batch in self._batches:
+            batch.close()
+        self._batches.clear()
+        self._turns.clear()
+        self._prompts.clear()
+        self._under_way.clear()
+
+    def _prefill(self, piece: _Piece, limit_s: float) -> list[Emission]:
+        prompt = self._prompts[0]
+        tokens = min(self._costs.chunk_tokens(prompt.offset, limit_s), prompt.remaining)
+        try:
+            if tokens:
+                piece.arrays = prompt.compute(tokens)
+                piece.prompt, piece.tokens, piece.attended = prompt, tokens, prompt.offset
+            if prompt.computed:
+                self._join(prompt)
+                self._prompts.popleft()
+        except Exception as exc:  # its cache is its own: the other sequences go on
+            return [self._failed(prompt, exc)]
+        return []
+
+    def _failed(self, prompt: _Prompt, exc: Exception) -> Emission:
+        request_id = prompt.handover.spec.request_id
+        log.error("prefill of request %s failed", request_id, exc_info=exc)
+        self.cancel(request_id)
+        return Emission(request_id, error=f"{type(exc).__name__}: {exc}")
+
+    def _join(self, prompt: _Prompt) -> None:
+        ready = prompt.ready()
+        shapes = [(len(batch), batch.longest) for batch in self._batches]
+        index = self._costs.place(len(ready.token_ids), shapes, BATCH_SHARE * self._max_step_s)
+        if index is None:
+            empty = (index for index, batch in enumerate(self._batches) if not len(batch))
+            index = next(empty, len(self._batches))
+        if index == len(self._batches):
+            self._batches.append(Batch(self._target, self._eos, self._max_active))
+            self._turns.append(self._batches[-1])
+        self._batches[index].add(ready)
+
+    def _decode(self, piece: _Piece) -> list[Emission]:
+        while not self._turns[0].has_work():
+            self._turns.rotate(-1)
+        batch = self._turns[0]
+        self._turns.rotate(-1)
+        # A step in which sequences join costs once more than it will again: nothing to learn from.
+        piece.tokens = 0 if batch.joining else len(batch) * batch.longest
+        emissions = batch.step()
+        piece.arrays = batch.under_way()
+        self.computed_tokens += sum(len(emission.token_ids) for emission in emissions)
+        return emissions
+
+    def _decoding(self) -> int:
+        return sum(len(batch) for batch in self._batches)
+
+    def _prompt(self, request_id: str) -> _Prompt | None:
+        return next((prompt for prompt in self._prompts if prompt.handover.spec.request_id == request_id), None)
+
+    def _batch(self, request_id: str) -> Batch | None:
+        return next((batch for batch in self._batches if request_id in batch), None)
 
 
-def _prefilled_tokens(batch: Any | None) -> int:
-    """Prompt tokens that mlx-lm's batch generator has processed: its own count, for its `stats`."""
-    return 0 if batch is None else int(batch._prompt_tokens_counter)
+class _Prompt:
+    """A sequence on its way into a batch: its last token is left for the batch to compute."""
+
+    def __init__(self, handover: Handover, target: Any) -> None:
+        self.handover = handover
+        self._target = target
+        self._cache = handover.cache
+        self.offset = 0 if handover.cache is None else len(handover.token_ids) - 1
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute."""
+        return len(self.handover.token_ids) - 1 - self.offset
+
+    @property
+    def computed(self) -> bool:
+        """True if it may join a batch."""
+        return self.remaining == 0
+
+    def compute(self, tokens: int) -> list[mx.array]:
+        """Dispatch the next chunk; returns what is evaluated when the device is through with it."""
+        if self._cache is None:
+            self._cache = make_prompt_cache(self._target)
+        chunk = mx.array(self.handover.token_ids[self.offset : self.offset + tokens])
+        self._target(chunk[None], cache=self._cache)
+        self.offset += tokens
+        states: list[mx.array] = [layer.state for layer in self._cache]
+        mx.async_eval(states)  # type: ignore[no-untyped-call]
+        return states
+
+    def ready(self) -> Handover:
+        """The sequence with its cache."""
+        return msgspec.structs.replace(self.handover, cache=self._cache)
 
 
-class _Processor:
-    """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``.
+class _Piece(msgspec.Struct):
+    """A piece of work under way: a chunk of ``prompt``, else a decode step.
 
-    Of a sequence that came with a cache, mlx-lm's token ids begin behind it.
-
-    Args:
-        chooser: the sequence's.
-        known: the token ids before the first call.
+    ``tokens`` are the chunk's, or those of the batch's cache; 0 where there is nothing to learn from.
     """
 
-    def __init__(self, chooser: TokenChooser, known: tuple[int, ...]) -> None:
-        self._chooser = chooser
-        self._known = known
-        self._before: mx.array | None = None
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self._before is None:
-            self._before = mx.array(self._known[: len(self._known) - tokens.size], dtype=tokens.dtype)
-        position = self._before.size + tokens.size
-        history = mx.concatenate([self._before, tokens]) if self._chooser.needs_history else None
-        return self._chooser.scores(logits, position, history)
-
-
-class _TokenIdsOnly:
-    """The scheduler's tokenizer. Text is made elsewhere, so decoding every token here again would be wasted."""
-
-    clean_up_tokenization_spaces = False
-
-    def __init__(self, eos: frozenset[int]) -> None:
-        self.eos_token_ids = set(eos)
-
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError("prompts arrive as token ids")
-
-    def decode(self, token_ids: list[int], **_: object) -> str:
-        return ""
+    prompt: _Prompt | None = None
+    tokens: int = 0
+    attended: int = 0
+    arrays: list[mx.array] = []

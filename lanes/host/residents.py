@@ -79,7 +79,10 @@ def _pair(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Res
     )
     prompt = pair.tokenizer.encode("def calibrate(self, rounds):\n    return [self.round() for _ in range(rounds)]\n")
     interactive.calibrate(tuple(prompt[:CALIBRATION_TOKENS]))
-    throughput = ThroughputEngine(pair.target, pair.eos, lanes["throughput"].max_active)
+    batches = lanes["throughput"]
+    throughput = ThroughputEngine(
+        pair.target, pair.eos, batches.max_active, batches.max_step_s if batches.max_step_s is not None else 0.25
+    )
     mx.clear_cache()
     return Resident(
         spec,

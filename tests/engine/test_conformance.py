@@ -5,7 +5,7 @@ import gc
 import mlx.core as mx
 import pytest
 
-from lanes.engines.base import SequenceSpec
+from lanes.engines.base import SequenceSpec, advance
 from lanes.engines.scripted import ScriptedEngine
 from lanes.engines.speculative import SpeculativeEngine
 from lanes.engines.throughput import ThroughputEngine
@@ -91,7 +91,7 @@ def test_close_gives_the_sequences_memory_back(pair, held_out, make):
         for i in range(3):
             engine.add(SequenceSpec(str(i), held_out[i], 64, GREEDY, MAX_DRAFT_TOKENS))
         for _ in range(9):
-            engine.step()
+            advance(engine)
         running = mx.get_active_memory()
         engine.close()
         gc.collect()

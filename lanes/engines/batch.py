@@ -1,0 +1,174 @@
+"""One batch of sequences, decoded together by ``vllm_mlx.Scheduler``, one step at a time.
+
+vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So every sequence is given to it as greedy,
+and the real choice is made in a logits processor of its own, whose scores' largest entry is the token to take
+(:class:`lanes.engines.sampling.TokenChooser`).
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any, Final
+
+import mlx.core as mx
+from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
+
+from lanes.engines.base import Emission, Handover
+from lanes.engines.sampling import TokenChooser
+
+RESET_AFTER_SEQUENCES: Final = 1_000
+"""mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
+
+
+class Batch:
+    """Sequences come in with their KV caches (:class:`lanes.engines.base.Handover`), and leave one by one."""
+
+    def __init__(self, target: Any, eos: frozenset[int], max_active: int) -> None:
+        config = SchedulerConfig(
+            max_num_seqs=max_active,
+            completion_batch_size=max_active,
+            prefill_batch_size=max_active,
+            enable_prefix_cache=False,
+        )
+        self._scheduler = Scheduler(target, _TokenIdsOnly(eos), config)
+        # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
+        self._numbers = count()
+        self._scheduler_ids: dict[str, str] = {}
+        self._request_ids: dict[str, str] = {}
+        self._tokens: dict[str, int] = {}
+        self._joining: set[str] = set()
+        self._aborted: set[str] = set()
+        self._since_reset = 0
+
+    def add(self, handover: Handover) -> None:
+        """Let a sequence join in the next step. Of one without a cache, the step computes all its tokens first."""
+        spec = handover.spec
+        chooser = TokenChooser(spec.sampling, len(spec.prompt))
+        sampling = SamplingParams(
+            max_tokens=spec.max_tokens - handover.emitted,
+            temperature=0.0,
+            top_p=1.0,
+            # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
+            # leaves, and the next sequence to join would be given its neighbour's processor.
+            logits_processors=[_Processor(chooser, handover.token_ids)],
+        )
+        scheduler_id = str(next(self._numbers))
+        request = Request(scheduler_id, list(handover.token_ids), sampling)
+        self._scheduler.add_request(request)
+        if handover.cache is not None:
+            request.prompt_cache = handover.cache
+            request.cached_tokens = len(handover.token_ids) - 1
+            request.remaining_tokens = [handover.token_ids[-1]]
+        self._scheduler_ids[spec.request_id] = scheduler_id
+        self._request_ids[scheduler_id] = spec.request_id
+        self._tokens[spec.request_id] = len(handover.token_ids)
+        self._joining.add(spec.request_id)
+        self._since_reset += 1
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a sequence; the scheduler lets go of it as its next step begins."""
+        scheduler_id = self._scheduler_ids.pop(request_id)
+        del self._request_ids[scheduler_id], self._tokens[request_id]
+        self._joining.discard(request_id)
+        self._scheduler.abort_request(scheduler_id)
+        self._aborted.add(scheduler_id)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._scheduler_ids
+
+    def __len__(self) -> int:
+        return len(self._scheduler_ids)
+
+    def has_work(self) -> bool:
+        """True if a step would do something, be it to let go of what was cancelled."""
+        return bool(self._scheduler.has_requests())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, which all are padded to; 0 of an empty batch."""
+        return max(self._tokens.values(), default=0)
+
+    @property
+    def joining(self) -> bool:
+        """True if the next step also lets sequences in, which copies the whole batch's cache."""
+        return bool(self._joining)
+
+    def step(self) -> list[Emission]:
+        """Dispatch a decode step of all sequences, and read the one before it."""
+        outputs = self._scheduler.step().outputs
+        self._joining.clear()
+        emissions = []
+        for output in outputs:
+            if output.finished:
+                self._scheduler.remove_finished_request(output.request_id)
+            request_id = self._request_ids.get(output.request_id)
+            if request_id is None:
+                continue  # cancelled
+            failed = output.finish_reason == "error"
+            emissions.append(
+                Emission(
+                    request_id,
+                    tuple(output.new_token_ids),
+                    finish=output.finish_reason if output.finished and not failed else None,
+                    error="the batch failed; the host's log says why" if failed else None,
+                )
+            )
+            self._tokens[request_id] += len(output.new_token_ids)
+            if output.finished:
+                del self._request_ids[output.request_id], self._scheduler_ids[request_id], self._tokens[request_id]
+        while self._aborted:
+            self._scheduler.remove_finished_request(self._aborted.pop())
+        if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
+            self._scheduler.reset()
+            self._since_reset = 0
+        return emissions
+
+    def under_way(self) -> list[mx.array]:
+        """What the last step dispatched: evaluated when the device is through with it."""
+        generator = self._scheduler.batch_generator
+        tokens = generator._generation_batch._next_tokens if generator is not None else None
+        return [] if tokens is None else [tokens]
+
+    def close(self) -> None:
+        """Drop all sequences."""
+        self._scheduler.reset()
+        for ids in (self._scheduler_ids, self._request_ids, self._tokens, self._joining, self._aborted):
+            ids.clear()
+
+
+class _Processor:
+    """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``.
+
+    Of a sequence that came with a cache, mlx-lm's token ids begin behind it.
+
+    Args:
+        chooser: the sequence's.
+        known: the token ids before the first call.
+    """
+
+    def __init__(self, chooser: TokenChooser, known: tuple[int, ...]) -> None:
+        self._chooser = chooser
+        self._known = known
+        self._before: mx.array | None = None
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self._before is None:
+            self._before = mx.array(self._known[: len(self._known) - tokens.size], dtype=tokens.dtype)
+        position = self._before.size + tokens.size
+        history = mx.concatenate([self._before, tokens]) if self._chooser.needs_history else None
+        return self._chooser.scores(logits, position, history)
+
+
+class _TokenIdsOnly:
+    """The scheduler's tokenizer. Text is made elsewhere, so decoding every token here again would be wasted."""
+
+    clean_up_tokenization_spaces = False
+
+    def __init__(self, eos: frozenset[int]) -> None:
+        self.eos_token_ids = set(eos)
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("prompts arrive as token ids")
+
+    def decode(self, token_ids: list[int], **_: object) -> str:
+        return ""

@@ -1,0 +1,114 @@
+"""What the throughput lane's steps cost here, learnt from the steps that were made: pure numbers, no arrays."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SIZES: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Tokens of a chunk of prefill. Few, because a GPU compiles and caches for each shape."""
+
+UNMEASURED_TOKENS: Final = 64
+AS_GOOD: Final = 1.05
+"""A larger chunk is preferred even if each of its tokens costs a twentieth more: fewer steps."""
+
+MEMORY: Final = 0.03
+"""Weight of the newest step: about thirty steps of memory, more than a scheduling hiccup."""
+
+MIN_SPREAD: Final = 0.05
+"""Below this relative spread of what was observed, a line through it has no slope worth the name."""
+
+
+class Line:
+    """``y = intercept + slope * x``, neither of them negative: least squares, in which old points fade."""
+
+    def __init__(self) -> None:
+        self._points = 0
+        self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, x: float, y: float) -> None:
+        """Book one point; ``x`` is not negative."""
+        self._points += 1
+        share = max(MEMORY, 1 / self._points)
+        self._x += share * (x - self._x)
+        self._y += share * (y - self._y)
+        self._xx += share * (x * x - self._xx)
+        self._xy += share * (x * y - self._xy)
+
+    @property
+    def known(self) -> bool:
+        """True after the first observation."""
+        return self._points > 0
+
+    @property
+    def slope(self) -> float:
+        """Change of ``y`` with ``x``, 0 while all points had about the same ``x``."""
+        variance = self._xx - self._x * self._x
+        if variance <= (MIN_SPREAD * self._x) ** 2:
+            return 0.0
+        return min(max((self._xy - self._x * self._y) / variance, 0.0), max(self._y, 0.0) / self._x)
+
+    @property
+    def intercept(self) -> float:
+        """``y`` at 0."""
+        return self._y - self.slope * self._x
+
+    def at(self, x: float) -> float:
+        """The expected ``y``; 0 before any observation."""
+        return self.intercept + self.slope * x
+
+
+class StepCosts:
+    """Decode steps and chunks of prefill of one model on one device.
+
+    A decode step takes a constant, in which the weights are read, and so much for each token of KV cache: a batch is
+    padded to its longest sequence, so these are sequences times that one's tokens. A chunk takes the same constant and,
+    for each of its tokens, a constant and so much for each token that it attends to.
+    """
+
+    def __init__(self) -> None:
+        self._decode = Line()
+        self._chunk_token = Line()
+
+    def decoded(self, cache_tokens: int, seconds: float) -> None:
+        """Book a decode step."""
+        self._decode.observe(cache_tokens, seconds)
+
+    def prefilled(self, tokens: int, attended: int, seconds: float) -> None:
+        """Book a chunk of ``tokens``, the last of which attends to ``attended`` tokens."""
+        self._chunk_token.observe(attended, max(seconds - self._decode.intercept, 0.0) / tokens)
+
+    def decode_s(self, cache_tokens: int) -> float:
+        """Expected seconds of a decode step; 0 before any."""
+        return self._decode.at(cache_tokens)
+
+    def chunk_s(self, tokens: int, attended: int) -> float:
+        """Expected seconds of a chunk."""
+        return self._decode.intercept + tokens * self._chunk_token.at(attended)
+
+    def chunk_tokens(self, offset: int, limit_s: float) -> int:
+        """The size of the chunk behind ``offset`` tokens that gets most done in its time and stays within ``limit_s``.
+
+        The smallest of :data:`SIZES` if none stays within it.
+        """
+        if not self._chunk_token.known:
+            return UNMEASURED_TOKENS
+        fitting = [size for size in SIZES if self.chunk_s(size, offset + size) <= limit_s] or [SIZES[0]]
+        token_s = {size: self.chunk_s(size, offset + size) / size for size in fitting}
+        best_s = min(token_s.values())
+        return max(size for size in fitting if token_s[size] <= AS_GOOD * best_s)
+
+    def place(self, length: int, batches: list[tuple[int, int]], limit_s: float) -> int | None:
+        """The batch that a sequence of ``length`` tokens joins at the least cost; None: one of its own.
+
+        Args:
+            length: tokens of the sequence.
+            batches: sequences and tokens of the longest one of each batch.
+            limit_s: no batch's decode step is to take longer, if a batch of one does not.
+        """
+        best, best_s = None, self.decode_s(length)
+        for index, (sequences, longest) in enumerate(batches):
+            joined_s = self.decode_s((sequences + 1) * max(longest, length))
+            more_s = joined_s - self.decode_s(sequences * longest)
+            if joined_s <= limit_s and more_s <= best_s:
+                best, best_s = index, more_s
+        return best
