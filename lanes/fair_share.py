@@ -69,7 +69,10 @@ class FairShare(Generic[K]):
         return key
 
     def charge(self, key: K, cost: float) -> None:
-        """Book a service that ``key`` was given; ``cost`` in units of the resource, not negative."""
+        """Book a service that ``key`` was given; ``cost`` in units of the resource.
+
+        What an estimate was too high by is booked with a negative cost.
+        """
         self._tags[key] += cost / self._weights[key]
 
     def tag(self, key: K) -> float:

@@ -19,6 +19,7 @@ from lanes import wire
 from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
 from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
+from lanes.host.pipeline import Pipeline
 from lanes.host.residents import Memory, Resident, load_resident
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ class DeviceThread:
         self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
         self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
         self._stepped_s: dict[wire.Lane, float] = {}
+        self._expected_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
+        self._pipeline = Pipeline()
         self._memory: Memory | None = None
         self._heartbeat_due_s = 0.0
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -125,12 +128,14 @@ class DeviceThread:
             lane = self._arbiter.select(self._backlogged())
             if lane is not None:
                 self._step(lane)
+            else:
+                self._finish_all()
             self._heartbeat()
             self._unload_idle()
 
     def _obey(self) -> bool:
         """Apply all queued commands; without work, wait for one. False when the thread is to end."""
-        idle = not self._backlogged()
+        idle = not self._backlogged() and not self._pipeline
         while True:
             try:
                 command = self._commands.get(block=idle, timeout=HEARTBEAT_S)
@@ -145,6 +150,8 @@ class DeviceThread:
             idle = False
 
     def _apply(self, command: Command) -> None:
+        if not isinstance(command, Add | SetLanes):
+            self._finish_all()  # it changes what a step may be at work on
         match command:
             case Load(spec):
                 self._resident(spec)
@@ -213,21 +220,47 @@ class DeviceThread:
         return [lane for lane in self._lanes if any(r.engines[lane].has_work() for r in self._residents.values())]
 
     def _step(self, lane: wire.Lane) -> None:
+        """Start a step of ``lane`` behind the one that is under way; or wait for that, if it must be over first."""
         resident = self._turn(lane)
         engine = resident.engines[lane]
+        limit_s = self._limit_s(lane, time.perf_counter())
+        if not self._pipeline.may_start(engine, limit_s):
+            self._finish()
+            return
+        resident.last_step[lane] = self._steps[lane]
+        resident.last_used_s = time.monotonic()
+        self._steps[lane] += 1
+        # What the step costs is known when it is over: until then it counts as the one before it.
+        expected_s = self._expected_s[lane]
+        self._arbiter.charge(lane, expected_s)
+        try:
+            emissions = self._pipeline.start(lane, engine, limit_s, expected_s)
+        except Exception as exc:
+            self._arbiter.charge(lane, -expected_s)
+            emissions = self._failed(lane, engine, exc)
+        self._give(emissions)
+        if len(self._pipeline) > 1:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for the oldest step, charge its lane, and report what it brought."""
+        lane, engine, _, expected_s = self._pipeline.oldest()
         started_s = time.perf_counter()
         try:
-            emissions = engine.step(self._limit_s(lane, started_s))
+            emissions, cost_s = self._pipeline.finish()
         except Exception as exc:
-            log.exception("a step of the %s lane failed", lane)
-            emissions = self._fail_all(engine, f"{type(exc).__name__}: {exc}")
-        ended_s = time.perf_counter()
-        elapsed_s = ended_s - started_s
-        self._stepped_s[lane] = ended_s
-        self._arbiter.charge(lane, elapsed_s)
-        self._device_s[lane] += elapsed_s
-        self._steps[lane] += 1
-        resident.last_used_s = time.monotonic()
+            emissions, cost_s = self._failed(lane, engine, exc), time.perf_counter() - started_s
+        self._arbiter.charge(lane, cost_s - expected_s)
+        self._expected_s[lane] = cost_s
+        self._device_s[lane] += cost_s
+        self._stepped_s[lane] = time.perf_counter()
+        self._give(emissions)
+
+    def _finish_all(self) -> None:
+        while self._pipeline:
+            self._finish()
+
+    def _give(self, emissions: list[Emission]) -> None:
         for emission in emissions:
             if emission.finish is not None or emission.error is not None:
                 self._engines.pop(emission.request_id, None)
@@ -243,14 +276,14 @@ class DeviceThread:
     def _turn(self, lane: wire.Lane) -> Resident:
         """The model of ``lane`` that has waited longest for its step."""
         waiting = [r for r in self._residents.values() if r.engines[lane].has_work()]
-        resident = min(waiting, key=lambda r: r.last_step[lane])
-        resident.last_step[lane] = self._steps[lane]
-        return resident
+        return min(waiting, key=lambda r: r.last_step[lane])
 
-    def _fail_all(self, engine: Engine, message: str) -> list[Emission]:
+    def _failed(self, lane: wire.Lane, engine: Engine, exc: Exception) -> list[Emission]:
+        log.error("a step of the %s lane failed", lane, exc_info=exc)
         failed = [request_id for request_id, owner in self._engines.items() if owner is engine]
         engine.close()
-        return [Emission(request_id, error=message) for request_id in failed]
+        self._pipeline.drop(engine)
+        return [Emission(request_id, error=f"{type(exc).__name__}: {exc}") for request_id in failed]
 
     def _heartbeat(self) -> None:
         now_s = time.monotonic()
