@@ -14,6 +14,8 @@ from typing import Final
 
 BENCHMARKS: Final = {
     "mixed": "one person and a full background lane, on one device",
+    "weights": "device time and throughput of two busy lanes, while their weights change",
+    "batch": "the throughput lane alone, beside other servers",
     "overhead": "what the front door adds to a request",
     "identity": "is the greedy answer the same, whichever way it is computed?",
     "connections": "what clients that wait, and clients that vanish, cost and leave behind",

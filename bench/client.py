@@ -14,16 +14,27 @@ class _Choice(msgspec.Struct):
     text: str = ""
 
 
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+
+
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class AnswerFailedError(RuntimeError):
+    """The server began an answer, and then said that it cannot go on."""
 
 
 class Completion(msgspec.Struct):
-    """One streamed answer. Times are seconds of ``time.perf_counter``."""
+    """One streamed answer. Times are seconds of ``time.perf_counter``; ``tokens`` is the server's own count."""
 
     asked_s: float
     pieces: list[tuple[float, str]] = []
     ended_s: float | None = None
+    tokens: int | None = None
 
     @property
     def ttft_s(self) -> float | None:
@@ -50,6 +61,7 @@ async def complete(
 
     Raises:
         httpx.HTTPError: it was not answered with 200, or the connection broke.
+        AnswerFailedError: an error came in the stream.
     """
     async with client.stream("POST", "/v1/completions", json={**body, "stream": True}, headers=headers) as response:
         response.raise_for_status()
@@ -57,6 +69,10 @@ async def complete(
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = _decoder.decode(line.removeprefix("data: "))
+            if chunk.error is not None:
+                raise AnswerFailedError(str(chunk.error))
+            if chunk.usage is not None:
+                into.tokens = chunk.usage.completion_tokens
             if chunk.choices and chunk.choices[0].text:
                 into.pieces.append((time.perf_counter(), chunk.choices[0].text))
     into.ended_s = time.perf_counter()

@@ -56,25 +56,26 @@ def fp32_weights() -> Iterator[Weights]:
         yield Weights(Path(scratch) / "target", Path(scratch) / "draft")
 
 
-def opta_router(config: Path) -> Server:
-    """This project, with a configuration."""
+def opta_router(config: Path, model: str = "opta-tiny") -> Server:
+    """This project, with a configuration that has ``model``."""
     return Server(
         name="opta-router",
         command=(sys.executable, "-m", "opta_router", "serve", "--config", str(config), "--port", "{port}"),
-        model="opta-tiny",
+        model=model,
         ready_path="/readyz",
         interactive_headers={"x-opta-lane": "interactive"},
         background_headers={"x-opta-lane": "throughput"},
     )
 
 
-def mlx_lm_server(weights: Weights) -> Server:
-    """mlx-lm's own server: speculates, and answers one request after the other."""
+def mlx_lm_server(weights: Weights, *, speculative: bool) -> Server:
+    """mlx-lm's own server. With its draft model it answers one request after the other; without, it batches."""
     return Server(
-        name="mlx_lm.server --draft-model",
+        name="mlx_lm.server --draft-model" if speculative else "mlx_lm.server",
         command=(
             *(sys.executable, "-m", "mlx_lm.server", "--port", "{port}", "--log-level", "ERROR"),
-            *("--model", str(weights.target), "--draft-model", str(weights.draft)),
+            *("--model", str(weights.target)),
+            *(("--draft-model", str(weights.draft)) if speculative else ()),
         ),
         model="default_model",
         ready_path="/v1/models",
@@ -132,9 +133,9 @@ def litellm_proxy(config: Path, models: Sequence[str], api_base: str) -> Server:
     )
 
 
-def peers(weights: Weights) -> tuple[Server, ...]:
-    """What else people run on MLX."""
-    return mlx_lm_server(weights), vllm_mlx_server(weights)
+def peers(weights: Weights, *, speculative: bool) -> tuple[Server, ...]:
+    """What else people run on MLX; ``speculative``: with the draft model, where it takes one."""
+    return mlx_lm_server(weights, speculative=speculative), vllm_mlx_server(weights)
 
 
 class Running(msgspec.Struct, frozen=True):

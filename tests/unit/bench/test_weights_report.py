@@ -1,0 +1,74 @@
+"""What is said about a run of `bench weights`."""
+
+import msgspec
+import pytest
+
+from bench.weights import Load, configuration
+from bench.weights_report import Found, Rates, Reading, Split, bars, device_used, shares, table
+from policies.load import load
+
+BUSY = Rates(80.0, 40.0)
+
+
+def split(weights=(4.0, 1.0), measured=(0.8, 0.79), rates=BUSY):
+    return Split(weights=weights, shares=measured, device_used=0.99, rates=rates)
+
+
+def found(*splits, busy_ms=30.0):
+    return Found(
+        alone=(Rates(90.0, 190.0), Rates(110.0, 210.0)),
+        splits=splits or (split(),),
+        ttft_idle_ms=(20.0,) * 5,
+        ttft_busy_ms=(busy_ms,) * 5,
+    )
+
+
+def test_a_share_is_of_the_device_time_between_two_readings():
+    readings = [Reading(0.0, 5.0, 7.0), Reading(10.0, 13.0, 9.0), Reading(20.0, 18.0, 14.0)]
+    assert shares(readings) == (0.8, 0.5)
+    assert device_used(readings) == 1.0
+
+
+def test_the_window_farthest_from_the_weights_is_the_one_that_counts():
+    assert split(measured=(0.8, 0.82, 0.77)).worst_share == 0.77
+    assert split(measured=(0.8, 0.76)).error == pytest.approx(0.05)
+
+
+def test_throughputs_are_normalised_by_the_mean_of_what_each_lane_has_alone():
+    measured = found()
+    assert measured.normalised(measured.splits[0]) == Rates(0.8, 0.2)
+
+
+def test_promises_that_are_just_kept_are_kept():
+    kept = bars(found(split(measured=(0.8, 0.761)), split(weights=(1.0, 1.0), measured=(0.524,))), 1.0)
+    assert [bar.kept for bar in kept] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [found(split(measured=(0.8, 0.75))), found(split(rates=Rates(80.0, 30.0))), found(busy_ms=30.1)],
+)
+def test_a_promise_that_was_not_kept_is_said_to_be(broken):
+    assert [bar.kept for bar in bars(broken, 1.0)].count(False) == 1
+
+
+def test_the_table_has_a_line_for_each_pair_of_weights_and_for_each_time_alone():
+    lines = table(found(split(), split(weights=(16.0, 1.0)))).splitlines()
+    assert len(lines) == 2 + 2 + 2
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "target", "draft"),
+    [
+        (Load(), "embedded:target", "embedded:draft"),
+        (Load(target="/models/another", background=64), "/models/another", None),
+    ],
+)
+def test_the_router_has_room_for_every_stream_of_the_model_that_is_measured(tmp_path, measured, target, draft):
+    file = tmp_path / "opta.yaml"
+    file.write_bytes(msgspec.json.encode(configuration(measured)))
+    config = load(file)
+    assert [(model.target, model.draft) for model in config.models] == [(target, draft)]
+    assert config.lanes.interactive.max_active == measured.interactive
+    assert config.lanes.throughput.max_active >= measured.background
