@@ -1,8 +1,9 @@
 """One batch of sequences, decoded together by ``vllm_mlx.Scheduler``, one step at a time.
 
-vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So every sequence is given to it as greedy,
-and the real choice is made in a logits processor of its own, whose scores' largest entry is the token to take
-(:class:`lanes.engines.sampling.TokenChooser`).
+vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So the batch's sampler is replaced by one
+that gives each row its own sequence's settings (:func:`lanes.engines.sampling.draw`). mlx-lm does not tell a sampler
+whose rows it is given; but it calls the logits processors of the same sequences just before, row by row, and there
+each sequence says who it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import mlx.core as mx
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines.base import Emission, Handover
-from lanes.engines.sampling import TokenChooser
+from lanes.engines.sampling import TokenChooser, draw
+from lanes.wire import Sampling
 
 RESET_AFTER_SEQUENCES: Final = 1_000
 """mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
@@ -30,7 +32,8 @@ class Batch:
             prefill_batch_size=max_active,
             enable_prefix_cache=False,
         )
-        self._scheduler = Scheduler(target, _TokenIdsOnly(eos), config)
+        self._rows = _Rows()
+        self._scheduler = _OwnSampler(target, _TokenIdsOnly(eos), config, self._rows)
         # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
         self._numbers = count()
         self._scheduler_ids: dict[str, str] = {}
@@ -50,7 +53,7 @@ class Batch:
             top_p=1.0,
             # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
             # leaves, and the next sequence to join would be given its neighbour's processor.
-            logits_processors=[_Processor(chooser, handover.token_ids)],
+            logits_processors=[_Processor(chooser, handover.token_ids, self._rows)],
         )
         scheduler_id = str(next(self._numbers))
         request = Request(scheduler_id, list(handover.token_ids), sampling)
@@ -136,6 +139,44 @@ class Batch:
             ids.clear()
 
 
+class _Rows:
+    """The rows of one step, from mlx-lm's calls of the logits processors to that of the sampler."""
+
+    def __init__(self) -> None:
+        self._logits: list[mx.array] = []
+        self._samplings: list[Sampling] = []
+        self._positions: list[int] = []
+
+    def append(self, logits: mx.array, sampling: Sampling, position: int) -> None:
+        """One row's logits, shape ``(1, vocabulary)``."""
+        self._logits.append(logits)
+        self._samplings.append(sampling)
+        self._positions.append(position)
+
+    def sample(self, logprobs: mx.array) -> mx.array:
+        """mlx-lm's sampler interface: the token of each row, of which there are as many as were appended."""
+        logits, samplings, positions = self._logits, self._samplings, self._positions
+        self._logits, self._samplings, self._positions = [], [], []
+        if len(logits) != logprobs.shape[0]:
+            raise RuntimeError(f"{logprobs.shape[0]} rows to sample, {len(logits)} of them known")
+        return draw(mx.concatenate(logits), samplings, positions)
+
+
+class _OwnSampler(Scheduler):  # type: ignore[misc]
+    """A scheduler whose batches are all sampled by ``rows``."""
+
+    def __init__(self, target: Any, tokenizer: Any, config: SchedulerConfig, rows: _Rows) -> None:
+        super().__init__(target, tokenizer, config)
+        self._rows = rows
+
+    def _ensure_batch_generator(self, sampling_params: SamplingParams) -> None:
+        super()._ensure_batch_generator(sampling_params)
+        generator = self.batch_generator
+        for sampled in (generator._prompt_batch, generator._generation_batch):
+            sampled.fallback_sampler = self._rows.sample
+        generator.sampler = self._rows.sample
+
+
 class _Processor:
     """mlx-lm's logits processor interface around a chooser: token ids so far and logits ``(1, vocabulary)``.
 
@@ -144,19 +185,24 @@ class _Processor:
     Args:
         chooser: the sequence's.
         known: the token ids before the first call.
+        rows: told whose row this is.
     """
 
-    def __init__(self, chooser: TokenChooser, known: tuple[int, ...]) -> None:
+    def __init__(self, chooser: TokenChooser, known: tuple[int, ...], rows: _Rows) -> None:
         self._chooser = chooser
         self._known = known
-        self._before: mx.array | None = None
+        self._rows = rows
+        self._before: tuple[int, ...] | None = None
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self._before is None:
-            self._before = mx.array(self._known[: len(self._known) - tokens.size], dtype=tokens.dtype)
-        position = self._before.size + tokens.size
-        history = mx.concatenate([self._before, tokens]) if self._chooser.needs_history else None
-        return self._chooser.scores(logits, position, history)
+            self._before = self._known[: len(self._known) - tokens.size]
+        history = None
+        if self._chooser.needs_history:
+            history = mx.concatenate([mx.array(self._before, dtype=tokens.dtype), tokens])
+        adjusted = self._chooser.adjusted(logits, history)
+        self._rows.append(adjusted, self._chooser.sampling, len(self._before) + tokens.size)
+        return adjusted
 
 
 class _TokenIdsOnly:

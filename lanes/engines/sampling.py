@@ -13,6 +13,7 @@ client sends would start a C++ compiler. These here are not compiled.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -29,6 +30,63 @@ def noise_key(seed: int, position: int) -> int:
     return z ^ (z >> 31)
 
 
+def draw(logits: mx.array, samplings: Sequence[Sampling], positions: Sequence[int]) -> mx.array:
+    """One token for each row, each by its own settings.
+
+    Args:
+        logits: shape ``(n, vocabulary)``; penalties and biases are in them.
+        samplings: of the ``n`` rows; temperature, filters and seed are used.
+        positions: of the ``n`` tokens in their sequences.
+
+    Returns:
+        Token ids, shape ``(n,)``, not yet evaluated.
+    """
+    if all(sampling.temperature == 0 for sampling in samplings):
+        return mx.argmax(logits, axis=-1)
+    scale = _column([1 / sampling.temperature if sampling.temperature else 1.0 for sampling in samplings])
+    scores = _filtered(logits.astype(mx.float32) * scale, samplings)
+    scores = scores + _noise(logits.shape[-1], samplings, positions)
+    return mx.argmax(scores, axis=-1)
+
+
+def _column(values: list[float]) -> mx.array:
+    """Shape ``(n, 1)``, or ``(1, 1)`` if all are the same."""
+    return mx.array(values if len(set(values)) > 1 else values[:1], dtype=mx.float32)[:, None]
+
+
+def _filtered(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
+    """Top-k, then top-p over what is left, then min-p, as vLLM and Transformers apply them."""
+    vocabulary = logits.shape[-1]
+    top_k = [s.top_k if 0 < s.top_k < vocabulary and s.temperature else vocabulary for s in samplings]
+    if min(top_k) < vocabulary:
+        descending = -mx.sort(-logits, axis=-1)
+        kth = mx.take_along_axis(descending, mx.array([[k - 1] for k in top_k]), axis=-1)
+        logits = mx.where(logits < kth, -mx.inf, logits)
+    # Of rows that want no filter, the sum of what comes before a token may round up to 1.
+    top_p = [s.top_p if s.top_p < 1 and s.temperature else math.inf for s in samplings]
+    if min(top_p) < 1:
+        descending = -mx.sort(-logits, axis=-1)
+        probs = mx.softmax(descending, axis=-1)
+        before = mx.cumsum(probs, axis=-1) - probs
+        kept = mx.where(before < _column(top_p), descending, mx.inf)
+        logits = mx.where(logits < kept.min(axis=-1, keepdims=True), -mx.inf, logits)
+    min_p = [math.log(s.min_p) if s.min_p > 0 and s.temperature else -math.inf for s in samplings]
+    if max(min_p) > -math.inf:
+        floor = logits.max(axis=-1, keepdims=True) + _column(min_p)
+        logits = mx.where(logits < floor, -mx.inf, logits)
+    return logits
+
+
+def _noise(vocabulary: int, samplings: Sequence[Sampling], positions: Sequence[int]) -> mx.array:
+    """Standard Gumbel noise, shape ``(n, vocabulary)``; none for greedy rows."""
+    keys = [noise_key(s.seed, position) for s, position in zip(samplings, positions, strict=True)]
+    halves = mx.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=mx.uint32)
+    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(halves)
+    if any(s.temperature == 0 for s in samplings):
+        noise = noise * _column([float(s.temperature > 0) for s in samplings])
+    return noise
+
+
 class TokenChooser:
     """Chooses the tokens of one request.
 
@@ -36,9 +94,8 @@ class TokenChooser:
     """
 
     def __init__(self, sampling: Sampling, prompt_tokens: int) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
         self._prompt_tokens = prompt_tokens
-        self.greedy = sampling.temperature == 0
         self.needs_history = (
             sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         )
@@ -56,23 +113,21 @@ class TokenChooser:
         Returns:
             Token ids, shape ``(n,)``, not yet evaluated.
         """
-        return mx.argmax(self.scores(logits, position, history), axis=-1)
+        rows = logits.shape[0]
+        return draw(self.adjusted(logits, history), [self.sampling] * rows, range(position, position + rows))
 
-    def scores(self, logits: mx.array, position: int, history: mx.array | None = None) -> mx.array:
-        """Scores of the same shape as ``logits`` whose largest entry in each row is the token to take."""
-        scores = self._penalised(logits, history) if self.needs_history else logits
+    def adjusted(self, logits: mx.array, history: mx.array | None = None) -> mx.array:
+        """``logits`` with penalties and biases, for :func:`draw`."""
+        adjusted = self._penalised(logits, history) if self.needs_history else logits
         if self._bias is not None:
             ids, values = self._bias
-            scores = scores.at[:, ids].add(values.astype(scores.dtype))
-        if self.greedy:
-            return scores
-        scores = self._filtered(scores.astype(mx.float32) * (1 / self._sampling.temperature))
-        return scores + self._noise(scores.shape, position)
+            adjusted = adjusted.at[:, ids].add(values.astype(adjusted.dtype))
+        return adjusted
 
     def _penalised(self, logits: mx.array, history: mx.array | None) -> mx.array:
         if history is None or logits.shape[0] != 1:
             raise ValueError("penalties need the history of exactly one position")
-        sampling, answer = self._sampling, history[self._prompt_tokens :]
+        sampling, answer = self.sampling, history[self._prompt_tokens :]
         if sampling.repetition_penalty != 1:
             seen = logits[:, history]
             penalty = sampling.repetition_penalty
@@ -86,25 +141,3 @@ class TokenChooser:
             present[:, answer] = sampling.presence_penalty
             logits = logits - present
         return logits
-
-    def _filtered(self, logits: mx.array) -> mx.array:
-        """Top-k, then top-p over what is left, then min-p, as vLLM and Transformers apply them."""
-        sampling, vocabulary = self._sampling, logits.shape[-1]
-        if 0 < sampling.top_k < vocabulary:
-            kth = mx.topk(logits, sampling.top_k, axis=-1).min(axis=-1, keepdims=True)
-            logits = mx.where(logits < kth, -mx.inf, logits)
-        if sampling.top_p < 1:
-            descending = -mx.sort(-logits, axis=-1)
-            probs = mx.softmax(descending, axis=-1)
-            before = mx.cumsum(probs, axis=-1) - probs
-            kept = mx.where(before < sampling.top_p, descending, mx.inf)
-            logits = mx.where(logits < kept.min(axis=-1, keepdims=True), -mx.inf, logits)
-        if sampling.min_p > 0:
-            floor = logits.max(axis=-1, keepdims=True) + math.log(sampling.min_p)
-            logits = mx.where(logits < floor, -mx.inf, logits)
-        return logits
-
-    def _noise(self, shape: tuple[int, ...], position: int) -> mx.array:
-        rows, vocabulary = shape
-        keys = [mx.random.key(noise_key(self._sampling.seed, position + row)) for row in range(rows)]
-        return mx.stack([mx.random.gumbel((vocabulary,), key=key) for key in keys])

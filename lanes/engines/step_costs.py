@@ -14,6 +14,9 @@ AS_GOOD: Final = 1.05
 MEMORY: Final = 0.03
 """Weight of the newest step: about thirty steps of memory, more than a scheduling hiccup."""
 
+WORTH_SPLITTING: Final = 2.0
+"""A batch is not split before its step takes twice what reading the weights alone takes."""
+
 MIN_SPREAD: Final = 0.05
 """Below this relative spread of what was observed, a line through it has no slope worth the name."""
 
@@ -103,12 +106,14 @@ class StepCosts:
         Args:
             length: tokens of the sequence.
             batches: sequences and tokens of the longest one of each batch.
-            limit_s: no batch's decode step is to take longer, if a batch of one does not.
+            limit_s: no batch's decode step is to take longer; but where the weights are most of a step, a second batch
+                would read them once more and shorten nothing.
         """
+        longest_s = max(limit_s, WORTH_SPLITTING * self._decode.intercept)
         best, best_s = None, self.decode_s(length)
         for index, (sequences, longest) in enumerate(batches):
             joined_s = self.decode_s((sequences + 1) * max(longest, length))
-            more_s = joined_s - self.decode_s(sequences * longest)
-            if joined_s <= limit_s and more_s <= best_s:
+            more_s = joined_s - self.decode_s(sequences * longest) if sequences else joined_s
+            if joined_s <= longest_s and more_s <= best_s:
                 best, best_s = index, more_s
         return best

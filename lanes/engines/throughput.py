@@ -32,8 +32,8 @@ UNDISTURBED_STEP_S: Final = 0.25
 SHARES: Final = {"prefill": 3.0, "decode": 1.0}
 """Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
 
-BATCH_SHARE: Final = 0.6
-"""Of ``max_step_s`` that a batch's decode step may take when a sequence joins: the rest is for its growth."""
+AIM: Final = 0.7
+"""Share of a bound that a step is made for: sequences grow, measurements scatter."""
 
 
 class ThroughputEngine:
@@ -105,7 +105,7 @@ class ThroughputEngine:
         self._under_way.append(piece)
         match self._share.select(kinds):
             case "prefill":
-                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else limit_s)
+                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
             case "decode":
                 return self._decode(piece)
             case _:
@@ -163,7 +163,7 @@ class ThroughputEngine:
     def _join(self, prompt: _Prompt) -> None:
         ready = prompt.ready()
         shapes = [(len(batch), batch.longest) for batch in self._batches]
-        index = self._costs.place(len(ready.token_ids), shapes, BATCH_SHARE * self._max_step_s)
+        index = self._costs.place(len(ready.token_ids), shapes, AIM * self._max_step_s)
         if index is None:
             empty = (index for index, batch in enumerate(self._batches) if not len(batch))
             index = next(empty, len(self._batches))
