@@ -19,6 +19,7 @@ from lanes import wire
 from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
 from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
+from lanes.heartbeat import Heartbeat
 from lanes.host.residents import Memory, Resident, load_resident
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,19 @@ class DeviceThread:
     Args:
         lanes: the lanes and their settings.
         publish: called on this thread with what a step brought; must not block.
+        heartbeat: told what the thread begins.
     """
 
-    def __init__(self, lanes: Mapping[wire.Lane, wire.LaneSpec], publish: Callable[[list[Report]], None]) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[wire.Lane, wire.LaneSpec],
+        publish: Callable[[list[Report]], None],
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self._lanes = dict(lanes)
         self._arbiter: FairShare[wire.Lane] = FairShare({lane: spec.weight for lane, spec in lanes.items()})
         self._publish = publish
+        self._heart = heartbeat if heartbeat is not None else Heartbeat()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._residents: dict[str, Resident] = {}
         self._engines: dict[str, Engine] = {}
@@ -132,6 +140,8 @@ class DeviceThread:
         """Apply all queued commands; without work, wait for one. False when the thread is to end."""
         idle = not self._backlogged()
         while True:
+            if idle:
+                self._heart.idle()
             try:
                 command = self._commands.get(block=idle, timeout=HEARTBEAT_S)
             except queue.Empty:
@@ -154,6 +164,7 @@ class DeviceThread:
                 engine = self._engines.pop(request_id, None)
                 if engine is not None:
                     engine.cancel(request_id)
+                    self._heart.left(request_id)
                     self._publish([Emission(request_id, finish="cancelled")])
             case Move(request_id, lane):
                 self._move(request_id, lane)
@@ -176,6 +187,7 @@ class DeviceThread:
             self._publish([Emission(sequence.request_id, error=f"could not be started: {exc}")])
         else:
             self._engines[sequence.request_id] = engine
+            self._heart.added(sequence.request_id, engine)
 
     def _move(self, request_id: str, lane: wire.Lane) -> None:
         engine = self._engines.get(request_id)
@@ -195,6 +207,7 @@ class DeviceThread:
         resident = self._residents.get(spec.name)
         if resident is not None:
             return resident
+        self._heart.loading(spec.name)
         try:
             resident = load_resident(spec, self._lanes)
         except ModelLoadFailed as exc:
@@ -215,6 +228,7 @@ class DeviceThread:
     def _step(self, lane: wire.Lane) -> None:
         resident = self._turn(lane)
         engine = resident.engines[lane]
+        self._heart.stepping(lane, resident.info.name, engine)
         started_s = time.perf_counter()
         try:
             emissions = engine.step(self._limit_s(lane, started_s))
@@ -223,6 +237,7 @@ class DeviceThread:
             emissions = self._fail_all(engine, f"{type(exc).__name__}: {exc}")
         ended_s = time.perf_counter()
         elapsed_s = ended_s - started_s
+        self._heart.stepped(lane, engine, emissions)
         self._stepped_s[lane] = ended_s
         self._arbiter.charge(lane, elapsed_s)
         self._device_s[lane] += elapsed_s
