@@ -124,10 +124,10 @@ class Generation:
         if moved is not None:
             self._tell(moved)
 
-    def lost(self) -> None:
-        """Its host is gone; it waits, or ends."""
+    def lost(self, *, on_trial: bool) -> None:
+        """Its host is gone; it waits, or ends. See :meth:`lanes.resumption.History.host_died`."""
         self._link = None
-        end = self.history.host_died()
+        end = self.history.host_died(on_trial=on_trial)
         if end is not None:
             self.end(end)
         elif self._on_interruption is not None:
@@ -213,7 +213,7 @@ class Link:
         self._socket: FramedSocket[wire.FromHost] = FramedSocket(stream, wire.FromHost, self._handle)
         self.closed = False
         self._generations: dict[str, Generation] = {}
-        self._unsettled: set[str] = set()
+        self.unsettled: set[str] = set()
         self.heard = 0
 
     @property
@@ -232,7 +232,7 @@ class Link:
         if generation.request_id in self._generations:
             raise ValueError(f"request id {generation.request_id!r} is in use")
         self._generations[generation.request_id] = generation
-        self._unsettled.add(generation.request_id)
+        self.unsettled.add(generation.request_id)
         generation.begin_on(self)
 
     def send_soon(self, message: wire.ToHost) -> None:
@@ -252,10 +252,12 @@ class Link:
             self.closed = True
 
     def close(self) -> list[Generation]:
-        """Take nothing more. Returns the requests that have not ended, and forgets them: they may go elsewhere."""
+        """Take nothing more. Returns the requests that have not ended, and forgets them: they may go elsewhere.
+
+        :attr:`unsettled` still says which of them had no token here.
+        """
         self.closed = True
         generations, self._generations = self._generations, {}
-        self._unsettled.clear()
         return list(generations.values())
 
     def _handle(self, message: wire.FromHost) -> None:
@@ -271,6 +273,6 @@ class Link:
             if last:
                 del self._generations[event.request_id]
             generation.deliver(event)
-            if event.request_id in self._unsettled and (last or isinstance(event, wire.Delta)):
-                self._unsettled.discard(event.request_id)
+            if event.request_id in self.unsettled and (last or isinstance(event, wire.Delta)):
+                self.unsettled.discard(event.request_id)
                 self._on_settled(generation)

@@ -4,9 +4,9 @@ A request is resubmitted as its prompt and the tokens that its answer has so far
 state from them. Request migration in NVIDIA Dynamo is the model, and its traps the reason for keeping token ids, never
 text, and for counting characters.
 
-Nobody knows which of a host's requests killed it. So those of a dead host go to the next one by one: the next when the
-one before it has had a token, for then it has done what the last host may have died of. If that host dies, too, only
-the one on trial has been on two hosts in a row without a token from the second, and it is the poison.
+Nobody knows which of a host's requests killed it. Those that had a token from it are *steady*, and go to the next host
+together. The others are *suspects*, and go one by one, while nobody else waits there for a first token: if that host
+dies, too, it died of the one on trial, which is the poison; the others go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lanes import wire
 from lanes.errors import PoisonRequest
 
 POISON_DEATHS: Final = 2
-"""Hosts that may die in a row with a request that gets no token from any but the first of them."""
+"""Hosts that die in a row with a request, the last of them before it gave it a token and while it was on trial."""
 
 
 class Interrupted(msgspec.Struct, frozen=True):
@@ -46,6 +46,7 @@ class History:
         self.deaths = 0
         self.hosts = 0
         self.prompt_tokens = 0
+        self._had_token = False  # from the host that it is on, or was on last
         self._moving_to: wire.Lane | None = None
         self._token_ids: list[int] = []
         self._text_chars = 0
@@ -57,6 +58,11 @@ class History:
         return len(self._token_ids)
 
     @property
+    def suspect(self) -> bool:
+        """Whether a host died with it that had not given it a token."""
+        return self.deaths > 0 and not self._had_token
+
+    @property
     def moving(self) -> bool:
         """Whether it was to go on in another lane, and has not been heard of there."""
         return self._moving_to is not None
@@ -64,6 +70,7 @@ class History:
     def submission(self) -> wire.Submit:
         """What the next host is told. Its lane is where the request was, or was going to."""
         self.hosts += 1
+        self._had_token = False
         emitted = wire.Emitted(tuple(self._token_ids), self._text_chars, self._speculative)
         return msgspec.structs.replace(self.asked, lane=self.lane, emitted=emitted)
 
@@ -78,6 +85,7 @@ class History:
         self._speculative = delta.speculative
         if delta.token_ids:
             self.deaths = 0
+            self._had_token = True
 
     def asked_to_move(self, lane: wire.Lane) -> None:
         """It is to go on in another lane."""
@@ -96,12 +104,15 @@ class History:
         self.moved(self._moving_to)
         return wire.Moved(self.asked.request_id, self.lane, self.emitted_tokens)
 
-    def host_died(self) -> wire.Finished | wire.Failed | None:
-        """Its host is gone: how it ends; None if it goes to the next one."""
+    def host_died(self, *, on_trial: bool) -> wire.Finished | wire.Failed | None:
+        """Its host is gone: how it ends; None if it goes to the next one.
+
+        ``on_trial``: nobody else waited there for a first token.
+        """
         if self.cancelled:
             return self.cancellation()
         self.deaths += 1
-        if self.deaths >= POISON_DEATHS:
+        if self.deaths >= POISON_DEATHS and on_trial:
             why = f"the engine died {self.deaths} times in a row when it worked on this request"
             return wire.Failed(self.asked.request_id, PoisonRequest.code, why)
         return None
@@ -126,16 +137,25 @@ class HasHistory(Protocol):
 T = TypeVar("T", bound=HasHistory)
 
 
-def next_up(waiting: Iterable[T], *, on_trial: bool) -> list[T]:
+def next_up(waiting: Iterable[T], *, unsettled: int, on_trial: bool) -> list[T]:
     """Of those that wait for a host, who goes to it now.
 
-    All that have seen no host die; and, while nobody is on trial, one of the others: of the interactive lane before the
-    other, and of those the one with the least to compute again, so that the most are soon going on.
+    While nobody is on trial, all that are no suspects; then, when everyone on the host has had a token, one suspect: of
+    the interactive lane before the other, and of those the one with the least to compute, so that the most are soon
+    going on.
+
+    Args:
+        waiting: in their order of arrival.
+        unsettled: requests on the host that have had no token from it.
+        on_trial: one of them is a suspect.
     """
+    if on_trial:
+        return []
     waiting = list(waiting)
-    suspects = [] if on_trial else [one for one in waiting if one.history.deaths]
-    first = min(suspects, key=_rank, default=None)
-    return [one for one in waiting if not one.history.deaths or one is first]
+    steady = [one for one in waiting if not one.history.suspect]
+    if steady or unsettled or not waiting:
+        return steady
+    return [min(waiting, key=_rank)]
 
 
 def _rank(one: HasHistory) -> tuple[bool, bool, int]:

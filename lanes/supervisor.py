@@ -247,7 +247,7 @@ class Supervisor:
             raise
         finally:
             self._happened(HostEvent.DIED)
-            self._take_back(link.close())
+            self._take_back(link)
 
     async def _watch(self, process: Process, page: HeartbeatPage, link: Link) -> None:
         """Kill a host that does not get anywhere.
@@ -283,10 +283,10 @@ class Supervisor:
         if self._restarts.given_up:
             self._end_waiting(_failed(HostDied.code, f"the engine does not come up: {why}"))
 
-    def _take_back(self, generations: list[Generation]) -> None:
-        """Requests whose host is gone."""
-        for generation in generations:
-            generation.lost()
+    def _take_back(self, link: Link) -> None:
+        """Its host is gone: its requests wait for the next, or end."""
+        for generation in link.close():
+            generation.lost(on_trial=link.unsettled == {generation.request_id})
             if not generation.ended:
                 self._waiting.append(generation)
 
@@ -295,9 +295,10 @@ class Supervisor:
         self._waiting = [generation for generation in self._waiting if not generation.ended]
         if self._link is None or self._link.closed or self._state is not HostState.READY:
             return
-        for generation in next_up(self._waiting, on_trial=self._on_trial is not None):
+        unsettled, on_trial = len(self._link.unsettled), self._on_trial is not None
+        for generation in next_up(self._waiting, unsettled=unsettled, on_trial=on_trial):
             self._waiting.remove(generation)
-            if generation.history.deaths:
+            if generation.history.suspect:
                 self._on_trial = generation
             if generation.history.hosts:
                 self.resumed += 1
@@ -309,6 +310,7 @@ class Supervisor:
             self._fruitful.add(generation.history.asked.model)
         if generation is self._on_trial:
             self._on_trial = None
+        if self._waiting:
             self._send_waiting()
 
     def _end_waiting(self, end: Callable[[Generation], wire.Failed], model: str | None = None) -> None:

@@ -26,8 +26,8 @@ CONFIG = """
 models:
   - {name: opta-tiny, target: "embedded:target", draft: "embedded:draft", preload: true}
 lanes:
-  interactive: {max_active: 8}
-  throughput: {max_active: 8}
+  interactive: {weight: 1, max_active: 8}
+  throughput: {weight: 1, max_active: 8}
 """
 WITHOUT_END = {"0": -100, "4": -100}  # the embedded target's end tokens
 

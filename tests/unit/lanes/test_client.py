@@ -62,7 +62,7 @@ class Router:
         finally:
             self.lost = self.link.close()
             for generation in self.lost:
-                generation.lost()
+                generation.lost(on_trial=True)
             self.closed.set()
 
     def submit(self, request_id, **callbacks):
@@ -294,7 +294,7 @@ async def test_what_an_old_host_still_says_never_reaches_a_request_on_its_new_on
         generation = old.submit("a")
         await first_host.hears()
         for given_up in old.link.close():  # by the watchdog, say, while the host lives on
-            given_up.lost()
+            given_up.lost(on_trial=True)
         new.link.begin(generation)
         await first_host.says_events(delta("a", 0, 1), finished("a"))
         await first_host.dies()

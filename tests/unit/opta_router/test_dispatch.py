@@ -203,7 +203,7 @@ async def replaced(router):
         await anyio.wait_all_tasks_blocked()
     lost = router.engine.link.close()
     for generation in lost:
-        generation.lost()
+        generation.lost(on_trial=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     async with (
         await UNIXSocketStream.from_socket(ours) as router_end,
@@ -548,7 +548,7 @@ async def test_a_client_that_leaves_during_the_pause_frees_its_slot_at_once():
         while not router.engine.link.closed:
             await anyio.wait_all_tasks_blocked()
         (generation,) = router.engine.link.close()
-        generation.lost()
+        generation.lost(on_trial=True)
         assert router.in_lane() == (1, 0)
         leaver.scope.cancel()
         await leaver.over.wait()
