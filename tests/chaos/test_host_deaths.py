@@ -18,7 +18,6 @@ from tests.e2e.router_process import router
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 
-STREAMS = 16
 MAX_TOKENS = 48
 PROMPT_CHARS = 120
 ANSWER_DEADLINE_S = 120.0
@@ -93,10 +92,10 @@ class Stream:
 
 
 @asynccontextmanager
-async def under_load(running):
-    """Streams whose undisturbed answers are known; at the block's end all are complete and the same."""
+async def under_load(running, count):
+    """Streams on both lanes, whose undisturbed answers are known; at the block's end all are complete and the same."""
     async with httpx.AsyncClient(base_url=running.url, timeout=ANSWER_DEADLINE_S, trust_env=False) as http:
-        streams = [Stream(http, number) for number in range(STREAMS)]
+        streams = [Stream(http, number) for number in range(count)]
         async with anyio.create_task_group() as tg:
             for stream in streams:
                 tg.start_soon(stream.run_once)
@@ -153,11 +152,11 @@ def report(streams, what):
     print(f"\n{what}: {answers} answers, all as undisturbed; {resumed} resumptions; pause {pause}")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.chaos)])
-async def test_no_stream_notices_that_its_host_is_killed_again_and_again(tmp_path, kills):
+@pytest.mark.parametrize(("kills", "count"), [(2, 6), pytest.param(50, 16, marks=pytest.mark.chaos)])
+async def test_no_stream_notices_that_its_host_is_killed_again_and_again(tmp_path, kills, count):
     chance = random.Random(4)
     with router(tmp_path, CONFIG) as running:
-        async with under_load(running) as streams:
+        async with under_load(running, count) as streams:
             for _ in range(kills):
                 # A second death without a token in between would make a stream the poison: that is another promise.
                 await all_went_on(streams)
@@ -165,13 +164,13 @@ async def test_no_stream_notices_that_its_host_is_killed_again_and_again(tmp_pat
                 await strike(running, streams, signal.SIGKILL)
             await all_went_on(streams)
         check_nothing_is_left(running, streams, kills)
-        report(streams, f"{kills} kills")
+        report(streams, f"{kills} kills under {count} streams")
 
 
-@pytest.mark.parametrize("stops", [1, pytest.param(5, marks=pytest.mark.chaos)])
-async def test_no_stream_notices_that_its_host_is_stopped(tmp_path, stops):
+@pytest.mark.parametrize(("stops", "count"), [(1, 4), pytest.param(5, 16, marks=pytest.mark.chaos)])
+async def test_no_stream_notices_that_its_host_is_stopped(tmp_path, stops, count):
     with router(tmp_path, CONFIG) as running:
-        async with under_load(running) as streams:
+        async with under_load(running, count) as streams:
             for _ in range(stops):
                 await all_went_on(streams)
                 await anyio.sleep(1)
@@ -179,4 +178,4 @@ async def test_no_stream_notices_that_its_host_is_stopped(tmp_path, stops):
             await all_went_on(streams)
         check_nothing_is_left(running, streams, stops)
         assert "the host hung and was killed" in engine_of(running)["last_failure"]
-        report(streams, f"{stops} stops")
+        report(streams, f"{stops} stops under {count} streams")
