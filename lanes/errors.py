@@ -25,6 +25,12 @@ class HostDied(LaneError):
     code = "engine_died"
 
 
+class PoisonRequest(LaneError):
+    """Host after host died of the request; it is not tried again."""
+
+    code = "poison_request"
+
+
 class HostFailedToStart(LaneError):
     """The host process ended, or was not ready, before its deadline."""
 

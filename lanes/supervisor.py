@@ -1,42 +1,37 @@
-"""Keeps one host alive: spawns it, shakes hands under a deadline, restarts it when it dies, ends it with the router."""
+"""Keeps one host alive: starts it, watches it, replaces it when it dies or hangs, and ends it with the router.
+
+Requests outlive hosts. Those that were on one wait, and go to the next by :mod:`lanes.resumption`; who submits them
+sees a stream that pauses.
+"""
 
 from __future__ import annotations
 
-import hmac
 import logging
-import os
 import secrets
-import signal
-import socket
-import struct
-import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import anyio
 import msgspec
-from anyio.abc import ByteReceiveStream, Process, SocketAttribute, SocketListener, SocketStream, TaskStatus
-from anyio.streams.text import TextReceiveStream
+import psutil
+from anyio.abc import Process, SocketStream, TaskStatus
 
 from lanes import wire
-from lanes.blas import preload_environment
-from lanes.client import Generation, Link, OnEnd, OnProgress
-from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, WireError
+from lanes.client import Generation, Link, OnEnd, OnInterruption, OnProgress
+from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, RequestRefused, WireError
+from lanes.heartbeat import Activity, Beat, HeartbeatPage, shared_page
+from lanes.host_process import accept, hello, how_it_ended, socket_directory, spawned
+from lanes.restarts import Quarantine, Restarts
+from lanes.resumption import next_up
 from lanes.states import HostEvent, HostState, IllegalTransition, after
+from lanes.watchdog import TICK_S, UsualStep, Watchdog
 
 log = logging.getLogger(__name__)
-host_log = logging.getLogger("lanes.host.output")
 
-HELLO_DEADLINE_S: Final = 30.0
-READY_DEADLINE_S: Final = 600.0
-TERMINATE_DEADLINE_S: Final = 3.0
-OUTPUT_DEADLINE_S: Final = 1.0
-BACKOFF_S: Final = (0.0, 1.0, 3.0, 8.0, 18.0, 30.0)
-"""Wait before each start in a row that did not become ready; the last repeats: at most five starts a minute."""
+EXIT_DEADLINE_S: Final = 3.0
+"""How long a host whose link is gone may take to end by itself."""
 
 HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
@@ -61,7 +56,13 @@ class Supervisor:
         self._command = command
         self._state = HostState.STOPPED
         self._link: Link | None = None
-        self._failed_starts = 0
+        self._restarts = Restarts(time.monotonic)
+        self._usual_step = UsualStep()
+        self._beat = Beat()  # of the host that runs, or ran last
+        self._been_ready = False
+        self._waiting: list[Generation] = []
+        self._on_trial: Generation | None = None
+        self._fruitful: set[str] = set()  # models that have brought a token on this host
         self._loading: dict[str, None] = {}
         self._became_ready = anyio.Event()
         self._was_lost = anyio.Event()
@@ -72,7 +73,9 @@ class Supervisor:
         self.versions: wire.Versions | None = None
         self.host_pid: int | None = None
         self.restarts = 0
+        self.resumed = 0
         self.last_failure: str | None = None
+        self.last_activity: str | None = None
 
     @property
     def state(self) -> HostState:
@@ -87,6 +90,30 @@ class Supervisor:
         if self._state is HostState.RESTARTING and self.last_failure:
             reasons.append(self.last_failure)
         return reasons
+
+    def refusals(self) -> list[str]:
+        """Why a request would be refused now; empty if it would be taken, though it may have to wait for a host.
+
+        The place of a host that did its work is kept for the next one. Nobody is to wait for the first start, which may
+        fail, nor for hosts that die as soon as they start.
+        """
+        if self._state is HostState.READY:
+            return []
+        recovering = self._state in (HostState.STARTING, HostState.RESTARTING) and self._been_ready
+        return [] if recovering and self._restarts.fruitless <= 1 else self.not_ready_reasons()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have been accepted and are on no host now."""
+        return sum(not generation.ended for generation in self._waiting)
+
+    def quarantined(self) -> dict[str, Quarantine]:
+        """Models that are not loaded, for they kept killing their host; ``until_s`` is on the monotonic clock."""
+        return self._restarts.quarantined()
+
+    def lift_quarantine(self, model: str) -> None:
+        """Let a model be loaded again, as if it had never killed a host."""
+        self._restarts.lift(model)
 
     @property
     def device_s(self) -> dict[wire.Lane, float]:
@@ -109,15 +136,29 @@ class Supervisor:
         """Return when the host that runs now, or starts next, is lost."""
         await self._was_lost.wait()
 
-    def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
-        """Hand a request to the host; see :meth:`lanes.client.Link.submit`.
+    def submit(
+        self,
+        submit: wire.Submit,
+        on_end: OnEnd,
+        on_progress: OnProgress | None = None,
+        on_interruption: OnInterruption | None = None,
+    ) -> Generation:
+        """Take a request, for this host and those to come; see :class:`lanes.client.Generation`.
 
         Raises:
-            HostUnavailable: no host is ready.
+            HostUnavailable: see :meth:`refusals`; ``on_end`` will not be called.
+            RequestRefused: its model is in quarantine; ``on_end`` will not be called.
         """
-        if self._link is None or self._state is not HostState.READY:
-            raise HostUnavailable("; ".join(self.not_ready_reasons()) or "the engine is not running")
-        return self._link.submit(submit, on_end, on_progress)
+        reasons = self.refusals()
+        if reasons:
+            raise HostUnavailable("; ".join(reasons))
+        quarantine = self.quarantined().get(submit.model)
+        if quarantine is not None:
+            raise RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, _quarantined(submit.model, quarantine))
+        generation = Generation(submit, on_end, on_progress, on_interruption)
+        self._waiting.append(generation)
+        self._send_waiting()
+        return generation
 
     def set_lanes(self, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> None:
         """Change weights and limits, here and in every host to come."""
@@ -130,27 +171,29 @@ class Supervisor:
         task_status.started()
         try:
             while True:
-                await anyio.sleep(BACKOFF_S[min(self._failed_starts, len(BACKOFF_S) - 1)])
+                await anyio.sleep(self._restarts.wait_s())
                 self._happened(HostEvent.SPAWN)
-                self._failed_starts += 1
+                self._restarts.started()
                 try:
                     await self._one_life()
                 except* (HostDied, HostFailedToStart, WireError, OSError) as group:
                     self.last_failure = "; ".join(str(exc) for exc in _leaves(group))
-                self._happened(HostEvent.DIED)
-                self.restarts += 1
-                log.error("host lost: %s", self.last_failure)
+                if self._state is HostState.STARTING:
+                    self._happened(HostEvent.DIED)
+                self._died(self.last_failure or "the host is gone")
         finally:
             self._happened(HostEvent.STOP)
+            self._end_waiting(_STOPPED)
 
     def _happened(self, event: HostEvent) -> None:
         self._state = after(self._state, event)
         if self._state is HostState.READY:
-            self._failed_starts = 0
+            self._been_ready = True
             self._became_ready.set()
             self._became_ready = anyio.Event()
         elif event is not HostEvent.SPAWN:
             self._link = None
+            self._on_trial = None
             self.models = {}
             self._device_s_before = self.device_s
             self.stats = None
@@ -160,45 +203,125 @@ class Supervisor:
 
     async def _one_life(self) -> None:
         token = secrets.token_hex(16)
-        async with (
-            _socket_directory() as path,
-            await anyio.create_unix_listener(path, mode=0o600) as listener,
-            _process([*self._command, str(path)], token) as process,
-        ):
-            with _deadline(HELLO_DEADLINE_S, "the host did not connect"):
-                stream = await _accept(listener, process)
-            async with stream:
-                hello = await self._hello(stream, token)
-                path.unlink()  # nobody else is to connect, and a router that is killed leaves nothing behind
-                path.parent.rmdir()
-                await self._serve(stream, hello)
-            with anyio.move_on_after(TERMINATE_DEADLINE_S):  # by itself, for then its status says why
-                await process.wait()
-            raise HostDied(_how_it_ended(process.returncode))
+        self._beat = Beat()
+        self._fruitful = set()
+        with shared_page() as page:
+            async with (
+                socket_directory() as path,
+                await anyio.create_unix_listener(path, mode=0o600) as listener,
+                spawned([*self._command, str(path)], token, page.fd) as process,
+            ):
+                try:
+                    async with await accept(listener, process) as stream:
+                        said = await hello(stream, token)
+                        path.unlink()  # nobody else is to connect, and a router that is killed leaves nothing behind
+                        path.parent.rmdir()
+                        await self._serve(stream, said, process, page)
+                    with anyio.move_on_after(EXIT_DEADLINE_S):  # by itself, for then its status says why
+                        await process.wait()
+                    raise HostDied(how_it_ended(process.returncode))
+                finally:
+                    self._beat = page.read()
 
-    async def _hello(self, stream: SocketStream, token: str) -> wire.Hello:
-        reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
-        with _deadline(HELLO_DEADLINE_S, "the host did not say hello"):
-            while True:
-                for message in reader.feed(await _receive(stream)):
-                    return _checked_hello(message, token)
-
-    async def _serve(self, stream: SocketStream, hello: wire.Hello) -> None:
-        self.versions = hello.versions
-        self.host_pid = hello.pid
-        self._loading = {spec.name: None for spec in self._settings.models if spec.preload}
+    async def _serve(self, stream: SocketStream, said: wire.Hello, process: Process, page: HeartbeatPage) -> None:
+        self.versions = said.versions
+        self.host_pid = said.pid
+        quarantined = self.quarantined()
+        models = tuple(
+            msgspec.structs.replace(spec, preload=spec.preload and spec.name not in quarantined)
+            for spec in self._settings.models
+        )
+        self._loading = {spec.name: None for spec in models if spec.preload}
         self.load_failures = {}
-        link = Link(stream, on_message=self._received)
+        link = Link(stream, on_message=self._received, on_settled=self._settled)
         self._link = link
-        link.send_soon(wire.Configure(dict(self._settings.lanes), self._settings.models))
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(self._watch_start)
-            await link.run()
-            tg.cancel_scope.cancel()
+        link.send_soon(wire.Configure(dict(self._settings.lanes), models))
+        try:
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(self._watch, process, page, link)
+                await link.run()
+                tg.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():  # not the host's death: the router ends
+            for generation in link.close():
+                generation.end(_STOPPED(generation))
+            raise
+        finally:
+            self._happened(HostEvent.DIED)
+            self._take_back(link)
 
-    async def _watch_start(self) -> None:
-        with _deadline(READY_DEADLINE_S, "the host was not ready"):
-            await self.wait_ready()
+    async def _watch(self, process: Process, page: HeartbeatPage, link: Link) -> None:
+        """Kill a host that does not get anywhere.
+
+        Raises:
+            HostDied: it was killed.
+        """
+        watchdog = Watchdog(self._usual_step, time.monotonic())
+        while True:
+            await anyio.sleep(TICK_S)
+            beat = page.read()
+            signs = _cpu_s(process.pid) if beat.activity is Activity.LOAD else 0.0
+            verdict = watchdog.observe(beat, heard=link.heard, signs=signs, now_s=time.monotonic())
+            if verdict is not None:
+                process.kill()  # it may be stopped, and then nothing else reaches it
+                raise HostDied(f"the host hung and was killed: {verdict}")
+
+    def _died(self, why: str) -> None:
+        """The last host is gone, and it is known why: who waits for the next, and what is that not to load?"""
+        self.restarts += 1
+        working = self._beat.activity in (Activity.LOAD, Activity.PREFILL, Activity.DECODE)
+        suspect = next((spec.name for spec in self._settings.models if working and spec.name == self._beat.model), None)
+        self.last_activity = str(self._beat) if suspect is not None else None
+        cause = f"{why}, in {self.last_activity}" if self.last_activity is not None else why
+        log.error("host lost: %s; %d requests wait for the next", cause, self.waiting)
+        before = self.quarantined()
+        self._restarts.died(suspect, self._fruitful, cause)
+        for model, quarantine in self.quarantined().items():
+            if model not in before:
+                log.error("%s", _quarantined(model, quarantine))
+            failed = _failed(wire.FailureCode.MODEL_UNAVAILABLE, _quarantined(model, quarantine))
+            self._end_waiting(failed, model)
+        if self._restarts.given_up:
+            self._end_waiting(_failed(HostDied.code, f"the engine does not come up: {why}"))
+
+    def _take_back(self, link: Link) -> None:
+        """Its host is gone: its requests wait for the next, or end."""
+        for generation in link.close():
+            generation.lost(on_trial=link.unsettled == {generation.request_id})
+            if not generation.ended:
+                self._waiting.append(generation)
+
+    def _send_waiting(self) -> None:
+        """Those of the waiting whose turn it is go to the host, if there is one."""
+        self._waiting = [generation for generation in self._waiting if not generation.ended]
+        if self._link is None or self._link.closed or self._state is not HostState.READY:
+            return
+        unsettled, on_trial = len(self._link.unsettled), self._on_trial is not None
+        for generation in next_up(self._waiting, unsettled=unsettled, on_trial=on_trial):
+            self._waiting.remove(generation)
+            if generation.history.suspect:
+                self._on_trial = generation
+            if generation.history.hosts:
+                self.resumed += 1
+            self._link.begin(generation)
+
+    def _settled(self, generation: Generation) -> None:
+        """A request has had a token on this host, or has ended."""
+        if not generation.ended:
+            self._fruitful.add(generation.history.asked.model)
+        if generation is self._on_trial:
+            self._on_trial = None
+        if self._waiting:
+            self._send_waiting()
+
+    def _end_waiting(self, end: Callable[[Generation], wire.Failed], model: str | None = None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for generation in waiting:
+            if generation.ended:
+                continue
+            if model is None or generation.history.asked.model == model:
+                generation.end(end(generation))
+            else:
+                self._waiting.append(generation)
 
     def _received(self, message: wire.FromHost) -> None:
         match message:
@@ -218,144 +341,32 @@ class Supervisor:
                     self._happened(HostEvent.READY)
                 except IllegalTransition as exc:
                     raise WireError(f"unexpected Ready from the host: {exc}") from exc
+                self._send_waiting()
             case wire.Stats():
                 self.stats = message
             case _:
                 raise WireError(f"unexpected {type(message).__name__} from the host")
 
 
-@asynccontextmanager
-async def _socket_directory() -> AsyncIterator[Path]:
-    # mkdtemp makes it 0700. The path is short: a Unix socket's is limited to about a hundred bytes.
-    with tempfile.TemporaryDirectory(prefix="opta-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory) / "host.sock"
+def _failed(code: str, why: str) -> Callable[[Generation], wire.Failed]:
+    return lambda generation: wire.Failed(generation.request_id, code, why)
 
 
-@asynccontextmanager
-async def _process(command: Sequence[str], token: str) -> AsyncIterator[Process]:
-    """The host process; on leaving: terminate, wait, kill, and log its last words."""
-    environment = preload_environment({**os.environ, "OPTA_HOST_TOKEN": token})
-    process = await anyio.open_process(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C at the terminal is the router's to handle
-    )
-    relayed = anyio.Event()
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(_relay_output, process, relayed)
-        try:
-            yield process
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
-                with anyio.move_on_after(OUTPUT_DEADLINE_S):  # a child of the host may hold the pipes open
-                    await relayed.wait()
-                tg.cancel_scope.cancel()
-                await process.aclose()
+_STOPPED: Final = _failed(HostDied.code, "the engine was stopped while it answered")
 
 
-async def _end(process: Process) -> None:
+def _quarantined(model: str, quarantine: Quarantine) -> str:
+    deaths = f"{quarantine.deaths} engines died of it"
+    return f"model {model} is in quarantine: {deaths}, the last one because {quarantine.cause}"
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time that a process has used; 0 if it is gone."""
     try:
-        if process.returncode is None:
-            process.terminate()
-            with anyio.move_on_after(TERMINATE_DEADLINE_S):
-                await process.wait()
-        if process.returncode is None:
-            process.kill()
-    except ProcessLookupError:
-        pass
-    await process.wait()
-
-
-def _how_it_ended(status: int | None) -> str:
-    if status is None:
-        return "the host closed its link and did not end"
-    if status < 0:
-        name = next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
-        return f"the host was ended by {name}"
-    return f"the host ended with status {status}"
-
-
-async def _relay_output(process: Process, relayed: anyio.Event) -> None:
-    """Put what the host prints into our log, line by line."""
-    try:
-        async with anyio.create_task_group() as tg:
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    tg.start_soon(_relay_lines, stream)
-    finally:
-        relayed.set()
-
-
-async def _relay_lines(stream: ByteReceiveStream) -> None:
-    pending = ""
-    async for text in TextReceiveStream(stream, errors="replace"):
-        *lines, pending = (pending + text).split("\n")
-        for line in lines:
-            host_log.info("%s", line)
-    if pending:
-        host_log.info("%s", pending)
-
-
-async def _accept(listener: SocketListener, process: Process) -> SocketStream:
-    """The host's connection; fails at once if the process ends first.
-
-    Raises:
-        HostFailedToStart: it ended, or somebody else connected.
-    """
-    accepted: list[SocketStream] = []
-    async with anyio.create_task_group() as tg:
-
-        async def fail_if_it_ends() -> None:
-            status = await process.wait()
-            raise HostFailedToStart(f"the host ended with status {status} before it connected")
-
-        tg.start_soon(fail_if_it_ends)
-        accepted.append(await listener.accept())
-        tg.cancel_scope.cancel()
-    stream = accepted[0]
-    uid = _peer_uid(stream)
-    if uid is not None and uid != os.getuid():
-        await stream.aclose()
-        raise HostFailedToStart(f"user {uid} connected to the host's socket")
-    return stream
-
-
-def _peer_uid(stream: SocketStream) -> int | None:
-    """The user behind a Unix socket, where the system tells (Linux)."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return int(uid)
-
-
-async def _receive(stream: SocketStream) -> bytes:
-    try:
-        return await stream.receive()
-    except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-        raise HostFailedToStart("the host hung up before it said hello") from exc
-
-
-def _checked_hello(message: wire.FromHost, token: str) -> wire.Hello:
-    if not isinstance(message, wire.Hello):
-        raise HostFailedToStart(f"the host began with {type(message).__name__}, not with Hello")
-    if not hmac.compare_digest(message.token, token):
-        raise HostFailedToStart("whoever connected is not the host that was started")
-    if message.protocol != wire.PROTOCOL_VERSION:
-        raise HostFailedToStart(f"the host speaks protocol {message.protocol}, not {wire.PROTOCOL_VERSION}")
-    return message
-
-
-@contextmanager
-def _deadline(seconds: float, what: str) -> Iterator[None]:
-    try:
-        with anyio.fail_after(seconds):
-            yield
-    except TimeoutError as exc:
-        raise HostFailedToStart(f"{what} within {seconds:g} s") from exc
+        used = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -165,6 +165,10 @@ class Admission:
                 effects.append(self._reject(ticket, "draining"))
         return effects
 
+    def undrain(self) -> None:
+        """Take new work again."""
+        self._draining = False
+
     def configure(self, limits: Mapping[Lane, LaneLimits], now_s: float) -> list[Effect]:
         """New bounds. What is active or queued beyond a smaller one stays; more slots are filled at once."""
         for lane, bounds in limits.items():

@@ -21,7 +21,7 @@ from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
 from opta_router.telemetry import Tracing
-from opta_router.telemetry.metrics import Metrics
+from opta_router.telemetry.metrics import EngineReading, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def build_app(
         started_s=int(time.time()),
     )
     metrics.observe_lanes(service.lanes)
+    metrics.observe_engine(lambda: EngineReading(restarts=engine.restarts, resumed=engine.resumed))
     app.state.service = service
     server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(

@@ -16,8 +16,11 @@ import anyio
 import msgspec
 
 from lanes import wire
-from lanes.client import Generation, OnEnd, OnProgress
-from lanes.errors import HostDied, HostUnavailable, RequestRefused
+from lanes.client import Generation, OnEnd, OnInterruption, OnProgress
+from lanes.errors import HostDied, HostUnavailable, PoisonRequest, RequestRefused
+from lanes.restarts import Quarantine
+from lanes.resumption import Interruption, Resumed
+from lanes.states import HostState
 from opta_router import errors
 from opta_router.admission import Admission, Effect, MoveGranted, Rejected
 from opta_router.identifiers import new_identifier
@@ -35,6 +38,7 @@ ENGINE_RETRY_S: Final = 5
 """What a client is told to wait while the engine starts: a small model's load, or a restart."""
 
 MODEL_RETRY_S: Final = 60
+STOPPING_RETRY_S: Final = 10
 
 
 class Engine(Protocol):
@@ -43,18 +47,47 @@ class Engine(Protocol):
     models: dict[str, wire.ModelInfo]
     load_failures: dict[str, str]
     stats: wire.Stats | None
+    host_pid: int | None
+    restarts: int
+    resumed: int
+    last_failure: str | None
+    last_activity: str | None
+
+    @property
+    def state(self) -> HostState:
+        """Where the host is in its life."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have been taken and are on no host now."""
+        ...
+
+    def quarantined(self) -> dict[str, Quarantine]:
+        """Models that are not loaded, for they kept killing their host."""
+        ...
 
     @property
     def device_s(self) -> dict[wire.Lane, float]:
         """Device time that each lane has had since the router's start."""
         ...
 
-    def submit(self, submit: wire.Submit, on_end: OnEnd, on_progress: OnProgress | None = None) -> Generation:
-        """Hand a request over. Raises HostUnavailable."""
+    def submit(
+        self,
+        submit: wire.Submit,
+        on_end: OnEnd,
+        on_progress: OnProgress | None = None,
+        on_interruption: OnInterruption | None = None,
+    ) -> Generation:
+        """Hand a request over. Raises HostUnavailable, RequestRefused."""
         ...
 
     def not_ready_reasons(self) -> list[str]:
-        """Why no request can be taken now."""
+        """Why no host takes requests now."""
+        ...
+
+    def refusals(self) -> list[str]:
+        """Why a request would be refused now, rather than wait for a host."""
         ...
 
 
@@ -125,6 +158,7 @@ class Dispatcher:
         self._seats: dict[Ticket, _Seat] = {}
         self._running: dict[Ticket, Answer] = {}
         self._placement = Placement()
+        self._stopping = False
 
     def now_s(self) -> float:
         """The clock of :attr:`Arrival.arrived_s`."""
@@ -134,9 +168,29 @@ class Dispatcher:
         """Take new bounds for slots and queues. Whoever runs or waits stays, and waits for as long as it was told."""
         self._perform(self._admission.configure(_limits(config), self._now_s()))
 
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are turned away."""
+        return self._admission.draining
+
     def drain(self) -> None:
         """Take no new requests, and turn away those that wait; those that run go on."""
         self._perform(self._admission.drain())
+
+    def undrain(self) -> None:
+        """Take requests again.
+
+        Raises:
+            Draining: the router is about to stop.
+        """
+        if self._stopping:
+            raise errors.Draining("the router is about to stop", retry_after_s=STOPPING_RETRY_S)
+        self._admission.undrain()
+
+    def stop(self) -> None:
+        """Drain, for good."""
+        self._stopping = True
+        self.drain()
 
     def stats(self) -> dict[wire.Lane, LaneStats]:
         """Slots and queues of each lane, now."""
@@ -147,7 +201,7 @@ class Dispatcher:
         reasons = self._engine.not_ready_reasons()
         if self._admission.draining:
             reasons = [*reasons, "draining"]
-        failures = self._engine.load_failures
+        failures = self._unusable()
         if self._models and failures.keys() >= self._models.keys():
             reasons = [*reasons, *(f"model {name}: {why}" for name, why in failures.items())]
         return reasons
@@ -155,7 +209,8 @@ class Dispatcher:
     def placed(self, request: GenerationRequest, verdict: Classification) -> Classification:
         """``verdict`` with the model that is to answer, where several share the name that was asked for."""
         resident = tuple(name for name in verdict.candidates if name in self._engine.models)
-        loadable = tuple(name for name in verdict.candidates if name not in self._engine.load_failures)
+        unusable = self._unusable()
+        loadable = tuple(name for name in verdict.candidates if name not in unusable)
         candidates = resident or loadable or (verdict.model,)
         model = self._placement.choose(candidates, request.prompt, request.estimated_work(verdict.preset))
         return msgspec.structs.replace(verdict, model=model)
@@ -189,11 +244,13 @@ class Dispatcher:
             )
             budget = self._token_budget(arrival, ticket, submit, answer)
             self._running[ticket] = answer
-            generation = self._engine.submit(submit, lambda _: self._release(ticket), budget)
+            generation = self._engine.submit(submit, lambda _: self._release(ticket), budget, answer.interruption)
         except BaseException as exc:
             self._release(ticket)
             if isinstance(exc, HostUnavailable):
                 raise errors.EngineUnavailable(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
+            if isinstance(exc, RequestRefused):
+                raise _refusal(exc, arrival.request) from exc
             raise
         try:
             arrival.trace.dispatched()
@@ -205,13 +262,18 @@ class Dispatcher:
     def _require_engine(self, model: str) -> None:
         if self._admission.draining:
             return  # admission says so, and with which Retry-After
-        reasons = self._engine.not_ready_reasons()
+        reasons = self._engine.refusals()
         if reasons:
             raise errors.EngineUnavailable("; ".join(reasons), retry_after_s=ENGINE_RETRY_S)
-        failure = self._engine.load_failures.get(model)
+        failure = self._unusable().get(model)
         if failure is not None:
             message = f"model {model} could not be loaded: {failure}"
             raise errors.ModelUnavailable(message, retry_after_s=MODEL_RETRY_S)
+
+    def _unusable(self) -> dict[str, str]:
+        """Models that cannot be asked for now, each with why."""
+        quarantined = {name: f"in quarantine: {entry.cause}" for name, entry in self._engine.quarantined().items()}
+        return {**self._engine.load_failures, **quarantined}
 
     async def _granted(self, arrival: Arrival) -> Ticket:
         """A confirmed ticket: its slot is ours to release.
@@ -292,6 +354,7 @@ class Answer:
         self._queue_ms = self._elapsed_ms()
         self._ttft_ms: float | None = None
         self._demoted: Demotion | None = None
+        self._resumed = 0
         self._pending: list[wire.Event] = []
         self._generation: Generation | None = None
 
@@ -313,6 +376,14 @@ class Answer:
         """The host has."""
         self._demoted = Demotion(event.lane, event.completion_tokens)
         self._arrival.trace.demoted(event.lane, event.completion_tokens)
+
+    def interruption(self, event: Interruption) -> None:
+        """Its host is gone, or another one goes on with it: the answer pauses, and that is all."""
+        if isinstance(event, Resumed):
+            self._resumed += 1
+            self._arrival.trace.resumed(event.emitted_tokens)
+        else:
+            self._arrival.trace.interrupted()
 
     async def started(self) -> None:
         """Return when the host has taken the prompt: from here on, errors are rare.
@@ -369,7 +440,7 @@ class Answer:
             route=self.route,
             queue_ms=self._queue_ms,
             ttft_ms=self._ttft_ms,
-            resumed=0,
+            resumed=self._resumed,
             hint_ignored=self._arrival.verdict.hint_ignored,
             demoted=self._demoted,
             speculative=self._spec_report(finished.speculative if finished is not None else None),
@@ -455,7 +526,7 @@ def _not_now(rejected: Rejected) -> errors.NotNow:
             late = "the request's turn does not come within the time that the lane, or the client, allows"
             return errors.DeadlineExceeded(f"the {lane} lane is busy: {late}", retry_after_s=retry_s)
         case "draining":
-            return errors.Draining("the router is shutting down", retry_after_s=retry_s)
+            return errors.Draining("the router takes no new requests", retry_after_s=retry_s)
 
 
 def _refusal(exc: RequestRefused, request: GenerationRequest) -> errors.RouterError:
@@ -467,5 +538,7 @@ def _refusal(exc: RequestRefused, request: GenerationRequest) -> errors.RouterEr
             return errors.InvalidRequest("invalid_prompt", str(exc), param=field)
         case wire.FailureCode.MODEL_UNAVAILABLE:
             return errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S)
+        case PoisonRequest.code:
+            return errors.PoisonRequest(str(exc))
         case _:
             return errors.EngineFault("the engine failed this request; the router's log says why")

@@ -135,7 +135,7 @@ class DeadlineExceeded(NotNow):
 
 
 class Draining(NotNow):
-    """The router is about to stop and takes no new work."""
+    """The router lets its work run out and takes none: it is about to stop, or an operator wants it so."""
 
     code = "draining"
 
@@ -147,7 +147,7 @@ class EngineUnavailable(NotNow):
 
 
 class EngineDied(NotNow):
-    """The engine went away while it answered."""
+    """The engine went away while it answered, and no other came up."""
 
     code = "engine_died"
 
@@ -171,3 +171,9 @@ class EngineFault(Fault):
     """The engine failed this request."""
 
     code = "engine_error"
+
+
+class PoisonRequest(Fault):
+    """Engine after engine died of the request. It is not tried again, here or by a client."""
+
+    code = "poison_request"

@@ -89,7 +89,7 @@ async def _run(
         async def shutdown() -> None:
             await stop.drain.wait()
             log.info("stopping: running requests have %g s", limits.drain_timeout_s)
-            dispatcher.drain()
+            dispatcher.stop()
 
         async def announce_ready(url: str) -> None:
             await supervisor.wait_ready()

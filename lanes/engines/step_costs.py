@@ -21,6 +21,11 @@ MIN_SPREAD: Final = 0.05
 """Below this relative spread of what was observed, a line through it has no slope worth the name."""
 
 
+SURPRISE: Final = 2.0
+"""A step can take longer than it must for many reasons, the first of a shape for seconds, but never less than it must:
+what is above the expected by more than this factor counts as that, and what is as far below starts anew."""
+
+
 class Line:
     """``y = intercept + slope * x``, neither of them negative: least squares, in which old points fade."""
 
@@ -29,7 +34,12 @@ class Line:
         self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, x: float, y: float) -> None:
-        """Book one point; ``x`` is not negative."""
+        """Book one point; neither is negative."""
+        expected = self.at(x)
+        if y * SURPRISE < expected:
+            self._points = 0
+        elif self.known:
+            y = min(y, SURPRISE * expected)
         self._points += 1
         share = max(MEMORY, 1 / self._points)
         self._x += share * (x - self._x)

@@ -6,10 +6,13 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import anyio
+from anyio.abc import SocketAttribute
 
-TOKEN_VARIABLE = "OPTA_HOST_TOKEN"  # noqa: S105 - the name of a variable
+from lanes.environment import TOKEN_VARIABLE
 
 
 def main() -> int:
@@ -27,16 +30,29 @@ def main() -> int:
 
 async def _serve(path: str, token: str) -> int:
     from lanes.errors import WireError  # noqa: PLC0415
+    from lanes.host.orphan import watch_link  # noqa: PLC0415
     from lanes.host.service import HostService  # noqa: PLC0415
 
     status = 0
-    async with await anyio.connect_unix(path) as stream:
-        try:
-            await HostService(stream, token).run()
-        except* WireError as group:
-            logging.getLogger(__name__).error("link to the router: %s", group.exceptions[0])  # noqa: TRY400
-            status = 1
+    try:
+        async with await anyio.connect_unix(path) as stream:
+            watch_link(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - not Django's
+            try:
+                await HostService(stream, token).run()
+            except* WireError as group:
+                logging.getLogger(__name__).error("link to the router: %s", group.exceptions[0])  # noqa: TRY400
+                status = 1
+    finally:
+        _remove(Path(path))
     return status
+
+
+def _remove(socket: Path) -> None:
+    """The router does this when both have shaken hands; if it was killed before, nobody else would."""
+    with suppress(OSError):
+        socket.unlink()
+    with suppress(OSError):
+        socket.parent.rmdir()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lanes import wire
 from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
 from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
+from lanes.heartbeat import Heartbeat
 from lanes.host.pipeline import Pipeline
 from lanes.host.residents import Memory, Resident, load_resident
 
@@ -93,12 +94,19 @@ class DeviceThread:
     Args:
         lanes: the lanes and their settings.
         publish: called on this thread with what a step brought; must not block.
+        heartbeat: told what the thread begins.
     """
 
-    def __init__(self, lanes: Mapping[wire.Lane, wire.LaneSpec], publish: Callable[[list[Report]], None]) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[wire.Lane, wire.LaneSpec],
+        publish: Callable[[list[Report]], None],
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self._lanes = dict(lanes)
         self._arbiter: FairShare[wire.Lane] = FairShare({lane: spec.weight for lane, spec in lanes.items()})
         self._publish = publish
+        self._heart = heartbeat if heartbeat is not None else Heartbeat()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._residents: dict[str, Resident] = {}
         self._engines: dict[str, Engine] = {}
@@ -137,6 +145,8 @@ class DeviceThread:
         """Apply all queued commands; without work, wait for one. False when the thread is to end."""
         idle = not self._backlogged() and not self._pipeline
         while True:
+            if idle:
+                self._heart.idle()
             try:
                 command = self._commands.get(block=idle, timeout=HEARTBEAT_S)
             except queue.Empty:
@@ -161,6 +171,7 @@ class DeviceThread:
                 engine = self._engines.pop(request_id, None)
                 if engine is not None:
                     engine.cancel(request_id)
+                    self._heart.left(request_id)
                     self._publish([Emission(request_id, finish="cancelled")])
             case Move(request_id, lane):
                 self._move(request_id, lane)
@@ -183,6 +194,7 @@ class DeviceThread:
             self._publish([Emission(sequence.request_id, error=f"could not be started: {exc}")])
         else:
             self._engines[sequence.request_id] = engine
+            self._heart.added(sequence.request_id, engine)
 
     def _move(self, request_id: str, lane: wire.Lane) -> None:
         engine = self._engines.get(request_id)
@@ -202,6 +214,7 @@ class DeviceThread:
         resident = self._residents.get(spec.name)
         if resident is not None:
             return resident
+        self._heart.loading(spec.name)
         try:
             resident = load_resident(spec, self._lanes)
         except ModelLoadFailed as exc:
@@ -233,18 +246,21 @@ class DeviceThread:
         # What the step costs is known when it is over: until then it counts as the one before it.
         expected_s = self._expected_s[lane]
         self._arbiter.charge(lane, expected_s)
+        model = resident.info.name
+        self._heart.stepping(lane, model, engine)
         try:
-            emissions = self._pipeline.start(lane, engine, limit_s, expected_s)
+            emissions = self._pipeline.start(lane, model, engine, limit_s=limit_s, expected_s=expected_s)
         except Exception as exc:
             self._arbiter.charge(lane, -expected_s)
             emissions = self._failed(lane, engine, exc)
-        self._give(emissions)
+        self._give(lane, engine, emissions)
         if len(self._pipeline) > 1:
             self._finish()
 
     def _finish(self) -> None:
         """Wait for the oldest step, charge its lane, and report what it brought."""
-        lane, engine, _, expected_s = self._pipeline.oldest()
+        lane, model, engine, _, expected_s = self._pipeline.oldest()
+        self._heart.waiting(lane, model, engine)
         started_s = time.perf_counter()
         try:
             emissions, cost_s = self._pipeline.finish()
@@ -254,13 +270,14 @@ class DeviceThread:
         self._expected_s[lane] = cost_s
         self._device_s[lane] += cost_s
         self._stepped_s[lane] = time.perf_counter()
-        self._give(emissions)
+        self._give(lane, engine, emissions)
 
     def _finish_all(self) -> None:
         while self._pipeline:
             self._finish()
 
-    def _give(self, emissions: list[Emission]) -> None:
+    def _give(self, lane: wire.Lane, engine: Engine, emissions: list[Emission]) -> None:
+        self._heart.stepped(lane, engine, emissions)
         for emission in emissions:
             if emission.finish is not None or emission.error is not None:
                 self._engines.pop(emission.request_id, None)

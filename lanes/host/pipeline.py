@@ -21,6 +21,7 @@ class Step(NamedTuple):
     """One step under way."""
 
     lane: Lane
+    model: str
     engine: Engine
     started_s: float
     expected_s: float
@@ -45,14 +46,16 @@ class Pipeline:
         under_way = any(step.engine is engine for step in self._steps)
         return not under_way or (engine.runs_ahead and limit_s is None)
 
-    def start(self, lane: Lane, engine: Engine, limit_s: float | None, expected_s: float) -> list[Emission]:
+    def start(
+        self, lane: Lane, model: str, engine: Engine, *, limit_s: float | None, expected_s: float
+    ) -> list[Emission]:
         """Start a step that should take ``expected_s`` on the device.
 
         What :meth:`lanes.engines.base.Engine.step` raises comes through, and nothing is under way.
         """
         started_s = self._now_s()
         emissions = engine.step(limit_s)
-        self._steps.append(Step(lane, engine, started_s, expected_s))
+        self._steps.append(Step(lane, model, engine, started_s, expected_s))
         return emissions
 
     def oldest(self) -> Step:

@@ -11,12 +11,13 @@ import anyio
 from anyio import to_thread
 from anyio.abc import SocketStream, TaskGroup
 
-from lanes import wire
+from lanes import heartbeat, wire
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.errors import RequestRefused, WireError
 from lanes.framed import FramedSocket
 from lanes.host import device
 from lanes.host.answer import Answer
+from lanes.host.orphan import die_with_parent
 from lanes.host.probe import versions
 from lanes.host.prompt import PromptEncoder, is_short
 
@@ -73,7 +74,8 @@ class HostService:
             raise WireError(f"the router speaks protocol {message.protocol}, this host {wire.PROTOCOL_VERSION}")
         self._models = {spec.name: spec for spec in message.models}
         self._load_ended = {spec.name: asyncio.Event() for spec in message.models}
-        self._device = device.DeviceThread(message.lanes, self._publish)
+        die_with_parent()  # only now: before, there are files to be removed
+        self._device = device.DeviceThread(message.lanes, self._publish, heartbeat.inherited())
         self._device.start()
 
     async def _preload(self) -> None:
@@ -116,7 +118,11 @@ class HostService:
         self._send([wire.Failed(submit.request_id, refusal.code, str(refusal))])
 
     def _start(self, submit: wire.Submit, encoder: PromptEncoder, prompt: tuple[int, ...]) -> None:
-        self._answers[submit.request_id] = Answer(submit, len(prompt), encoder.tokenizer)
+        try:
+            self._answers[submit.request_id] = Answer(submit, len(prompt), encoder.tokenizer)
+        except RequestRefused as exc:
+            self._refuse(submit, exc)
+            return
         self._send([wire.Started(submit.request_id, len(prompt))])
         sequence = SequenceSpec(
             submit.request_id,
@@ -124,6 +130,7 @@ class HostService:
             min(submit.max_tokens, encoder.context_tokens - len(prompt)),
             submit.sampling,
             submit.num_draft_tokens,
+            submit.emitted.token_ids,
         )
         self._require_device().send(device.Add(submit.lane, self._models[submit.model], sequence))
 

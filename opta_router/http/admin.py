@@ -16,6 +16,7 @@ from opta_router.dialects import openai
 from opta_router.dialects.body import decode
 from opta_router.errors import LaneNotFound, RouterError, UnsupportedMediaType
 from opta_router.http.auth import authorize_admin
+from opta_router.http.engine import engine_view
 from opta_router.service import Service, service_of
 from policies.errors import ConfigError, RestartRequired
 from policies.reload import LANE_SETTINGS, Reload
@@ -57,6 +58,8 @@ def routes() -> list[Route]:
         _route("/admin/lanes", "GET", _lanes),
         _route("/admin/lanes/{lane}", "PATCH", _set_lane),
         _route("/admin/reload", "POST", _reload),
+        _route("/admin/drain", "POST", _drain),
+        _route("/admin/drain", "DELETE", _undrain),
     ]
 
 
@@ -87,7 +90,7 @@ async def _status(_request: Request, service: Service, _who: str) -> Response:
         "loaded_at": _utc(configuration.loaded_at_s),
         "last_error": {"at": _utc(refusal.at_s), **_explained(refusal.error)} if refusal is not None else None,
     }
-    return _json({"config": config, "lanes": _lane_views(service)})
+    return _json({"engine": engine_view(service), "config": config, "lanes": _lane_views(service)})
 
 
 async def _lanes(_request: Request, service: Service, _who: str) -> Response:
@@ -118,6 +121,18 @@ async def _reload(_request: Request, service: Service, who: str) -> Response:
         return _refused(error, 422)
     audit.info("reload by %s: %s", who, _named(result))
     return _json({"changed": result.changed, "needs_restart": result.needs_restart})
+
+
+async def _drain(_request: Request, service: Service, who: str) -> Response:
+    service.dispatcher.drain()
+    audit.info("drain by %s", who)
+    return _json(engine_view(service))
+
+
+async def _undrain(_request: Request, service: Service, who: str) -> Response:
+    service.dispatcher.undrain()
+    audit.info("no longer drained, by %s", who)
+    return _json(engine_view(service))
 
 
 def _lane_views(service: Service) -> dict[str, LaneView]:

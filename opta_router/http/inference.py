@@ -25,8 +25,10 @@ from policies.errors import UnknownModel, UnknownPreset
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S: Final = 15.0
-"""A stream that has nothing to say sends a comment this often: proxies close connections that are silent for longer."""
+FIRST_KEEP_ALIVE_S: Final = 1.0
+KEEP_ALIVE_S: Final = 5.0
+"""A stream that has nothing to say sends a comment after the first of these, and then this often: clients and proxies
+close connections that are silent for long, and a prompt, a queue or the engine's restart may take longer."""
 
 SUB_CLIENT_HEADERS: Final = ("x-client-id", "x-openclaw-agent-id")
 MAX_SUB_CLIENT_CHARS: Final = 128
@@ -164,10 +166,12 @@ class _Inference:
         await self._exchange.start(200, CONTENT_TYPE, headers)
         self._stream = stream
         data = stream.start()
+        patience_s = FIRST_KEEP_ALIVE_S
         while True:
             text: str | None = ""
-            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
+            with anyio.move_on_after(patience_s) as silence:
                 text = await answer.text()
+            patience_s = KEEP_ALIVE_S if silence.cancelled_caught else FIRST_KEEP_ALIVE_S
             if silence.cancelled_caught:
                 data += KEEP_ALIVE
             if text is None:

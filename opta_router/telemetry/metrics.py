@@ -41,6 +41,14 @@ class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
     device_s: float
 
 
+class EngineReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine since the router's start: hosts that were lost, requests that another host went on with."""
+
+    restarts: int
+    resumed: int
+
+
+ReadEngine: TypeAlias = Callable[[], EngineReading]
 ReadLanes: TypeAlias = Callable[[], Mapping[Lane, LaneReading]]
 _Observe: TypeAlias = Callable[[CallbackOptions], Iterable[Observation]]
 
@@ -90,6 +98,19 @@ class Metrics:
         spills = _by_lane(read, lambda lane: lane.spilled)
         counter(names.METRIC_SPILLS, "{request}", "Requests that another lane took for this full one.", spills)
         counter(names.METRIC_REJECTIONS, "{request}", "Requests that were turned away.", _by_lane_and_code(read))
+
+    def observe_engine(self, read: ReadEngine) -> None:
+        """Serve the engine's metrics from ``read``, which must only read, as that of the lanes. Once."""
+
+        def counter(name: str, unit: str, description: str, value: Callable[[EngineReading], int]) -> None:
+            def observe(_options: CallbackOptions) -> Iterator[Observation]:
+                yield Observation(value(read()))
+
+            self._meter.create_observable_counter(name, [observe], unit, description)
+
+        counter(names.METRIC_RESTARTS, "{restart}", "Hosts that were lost.", lambda engine: engine.restarts)
+        resumed = "Times that a request went to another host, whose first had died."
+        counter(names.METRIC_RESUMED, "{request}", resumed, lambda engine: engine.resumed)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. Call on the event loop only: two collections must not interleave."""

@@ -101,6 +101,8 @@ METRIC_REQUESTS_ACTIVE: Final = "opta.lane.requests.active"
 METRIC_WEIGHT: Final = "opta.lane.weight"
 METRIC_REJECTIONS: Final = "opta.lane.rejections"
 METRIC_SPILLS: Final = "opta.lane.spills"
+METRIC_RESTARTS: Final = "opta.host.restarts"
+METRIC_RESUMED: Final = "opta.requests.resumed"
 
 ATTRIBUTE_LANE: Final = "lane"
 ATTRIBUTE_CODE: Final = "code"

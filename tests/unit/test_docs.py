@@ -1,6 +1,7 @@
 """The documents hold to the code, and the code to the documents."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_readme_names_every_benchmark(capsys):
 def test_readme_names_every_folder():
     packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
     assert [folder for folder in [*packages, "deploy"] if f"`{folder}`" not in README] == []
+
+
+def test_readme_names_every_kind_of_test_that_a_plain_run_leaves_out():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
+    markers = [marker.partition(":")[0] for marker in settings["markers"]]
+    assert markers == ["chaos"]
+    assert [marker for marker in markers if f"pytest -m {marker}" not in README] == []
 
 
 def test_figures_that_the_documents_cite_are_there():

@@ -68,6 +68,8 @@ def render_error(error: RouterError) -> RenderedError:
     match error:
         case errors.NotNow():
             headers = ((b"retry-after", b"%d" % error.retry_after_s),)
+        case errors.PoisonRequest():  # the SDKs try a 500 again, and would kill the next engines
+            headers = ((b"x-should-retry", b"false"),)
         case errors.InvalidKey():
             headers = ((b"www-authenticate", b"Bearer"),)
         case errors.MethodNotAllowed():

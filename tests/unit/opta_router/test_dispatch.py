@@ -10,8 +10,9 @@ import pytest
 from anyio.abc import UNIXSocketStream
 
 from lanes import wire
-from lanes.client import Link
-from lanes.errors import HostUnavailable
+from lanes.client import Generation, Link
+from lanes.errors import HostUnavailable, RequestRefused
+from lanes.restarts import Quarantine
 from opta_router import errors
 from opta_router.dispatch import Arrival, Dispatcher
 from opta_router.request import GenerationRequest
@@ -44,17 +45,29 @@ class LinkedEngine:
         self.models = {"m": INFO}
         self.load_failures = {}
         self.reasons = []
+        self.refusal = None
+        self.quarantine = {}
         self.after_end = lambda: None
 
-    def submit(self, submit, on_end, on_progress=None):
+    def submit(self, submit, on_end, on_progress=None, on_interruption=None):
         def ended(event):
             on_end(event)
             self.after_end()
 
-        return self.link.submit(submit, ended, on_progress)
+        if self.refusal is not None:
+            raise self.refusal
+        generation = Generation(submit, ended, on_progress, on_interruption)
+        self.link.begin(generation)
+        return generation
 
     def not_ready_reasons(self):
         return self.reasons
+
+    def refusals(self):
+        return self.reasons
+
+    def quarantined(self):
+        return self.quarantine
 
 
 class Host:
@@ -144,13 +157,13 @@ class Offered(RequestTrace):
         self._event.set()
 
 
-def an_arrival(dispatcher, trace, *, configuration=None, lane="interactive", preset=None, **request):
+def an_arrival(dispatcher, offered, *, trace=None, configuration=None, lane="interactive", preset=None, **request):
     return Arrival(
         config=configuration or config(),
         request=GenerationRequest(operation="chat", model="m", prompt=wire.TextPrompt("x"), **request),
         verdict=Classification(model="m", lane=lane, route="default", preset=preset),
         sub_client="",
-        trace=trace,
+        trace=trace or offered,
         arrived_s=dispatcher.now_s(),
     )
 
@@ -169,12 +182,40 @@ async def routing(configuration=None):
         await UNIXSocketStream.from_socket(theirs) as host_end,
         anyio.create_task_group() as tg,
     ):
-        engine = LinkedEngine(Link(router_end, on_message=lambda message: None))
+        engine = LinkedEngine(a_link(router_end))
         tg.start_soon(engine.link.run)
         configuration = configuration or config()
         dispatcher = Dispatcher(configuration, engine, clock)
         with anyio.fail_after(20):
             yield Router(configuration, dispatcher, engine, Host(host_end), clock, tg)
+        tg.cancel_scope.cancel()
+
+
+def a_link(stream):
+    return Link(stream, on_message=lambda message: None, on_settled=lambda generation: None)
+
+
+@asynccontextmanager
+async def replaced(router):
+    """The host dies; what it worked on goes on on another, which is the block's."""
+    await router.host.dies()
+    while not router.engine.link.closed:
+        await anyio.wait_all_tasks_blocked()
+    lost = router.engine.link.close()
+    for generation in lost:
+        generation.lost(on_trial=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    async with (
+        await UNIXSocketStream.from_socket(ours) as router_end,
+        await UNIXSocketStream.from_socket(theirs) as host_end,
+        anyio.create_task_group() as tg,
+    ):
+        router.engine.link, router.host = a_link(router_end), Host(host_end)
+        tg.start_soon(router.engine.link.run)
+        for generation in lost:
+            if not generation.ended:
+                router.engine.link.begin(generation)
+        yield
         tg.cancel_scope.cancel()
 
 
@@ -354,6 +395,20 @@ async def test_a_full_queue_and_a_draining_router_refuse_and_say_when_to_come_ba
         assert router.dispatcher.not_ready_reasons() == ["draining"]
 
 
+async def test_a_router_that_no_longer_drains_takes_requests_again_unless_it_is_about_to_stop():
+    async with routing() as router:
+        router.dispatcher.drain()
+        router.dispatcher.undrain()
+        asked, submit = await router.asks()
+        assert router.dispatcher.not_ready_reasons() == []
+        await router.host.says(ended(submit))
+        await asked.over.wait()
+        router.dispatcher.stop()
+        with pytest.raises(errors.Draining):
+            router.dispatcher.undrain()
+        assert router.dispatcher.not_ready_reasons() == ["draining"]
+
+
 async def test_draining_turns_away_who_waits():
     async with routing() as router:
         await router.asks()
@@ -401,15 +456,26 @@ async def test_a_model_that_could_not_be_loaded_is_named_and_makes_the_router_un
 
 async def test_a_slot_is_given_back_when_the_engine_goes_between_the_grant_and_the_submission():
     async with routing() as router:
-
-        def gone(submit, on_end, on_progress=None):
-            raise HostUnavailable("the engine is not running")
-
-        router.engine.submit = gone
+        router.engine.refusal = HostUnavailable("the engine is not running")
         asked = router.ask()
         await asked.over.wait()
         assert isinstance(asked.error, errors.EngineUnavailable)
         assert router.in_lane() == (0, 0)
+
+
+async def test_a_model_in_quarantine_is_unavailable_before_the_queue_and_behind_it():
+    async with routing() as router:
+        router.engine.refusal = RequestRefused("model_unavailable", "m is in quarantine")
+        late = router.ask()
+        await late.over.wait()
+        router.engine.quarantine = {"m": Quarantine(until_s=1.0, deaths=3, cause="the host was ended by SIGABRT")}
+        early = router.ask()
+        await early.over.wait()
+        for asked in (late, early):
+            assert isinstance(asked.error, errors.ModelUnavailable)
+            assert "quarantine" in asked.error.message
+        assert router.in_lane() == (0, 0)
+        assert router.dispatcher.not_ready_reasons() == ["model m: in quarantine: the host was ended by SIGABRT"]
 
 
 async def test_a_slot_is_given_back_when_the_pair_must_speculate_and_cannot():
@@ -427,18 +493,99 @@ async def test_a_slot_is_given_back_when_the_pair_must_speculate_and_cannot():
 # engines that fail
 
 
-async def test_a_host_that_dies_ends_who_runs_and_who_waits_and_frees_every_slot():
+class Told(RequestTrace):
+    """What a request's trace was told of its hosts."""
+
+    def __init__(self):
+        self.of = []
+
+    def interrupted(self):
+        self.of.append("interrupted")
+
+    def resumed(self, emitted_tokens):
+        self.of.append(emitted_tokens)
+
+
+async def test_an_answer_pauses_while_its_host_is_replaced_and_says_so_at_its_end():
+    async with routing() as router:
+        told = Told()
+        asked, submit = await router.asks(trace=told)
+        await router.host.says(wire.Started(submit.request_id, 1), delta(submit, 0, "a"), delta(submit, 1, "b"))
+        async with replaced(router):
+            resubmitted = await router.host.hears()
+            assert resubmitted.emitted == wire.Emitted((0, 1), 2)
+            assert msgspec.structs.replace(resubmitted, emitted=wire.Emitted()) == submit
+            await router.host.says(delta(submit, 2, "c"), ended(submit, "length", 3))
+            await asked.over.wait()
+        assert ("".join(asked.texts), asked.error) == ("abc", None)
+        assert asked.answer.ending.opta.resumed == 1
+        assert told.of == ["interrupted", 2]
+        assert router.in_lane() == (0, 0)
+
+
+async def test_a_waiting_request_stays_in_the_queue_while_the_host_is_replaced():
     async with routing() as router:
         running, submit = await router.asks()
         waiting = router.ask()
         await waiting.offered.wait()
+        async with replaced(router):
+            assert router.in_lane() == (1, 1)
+            assert (await router.host.hears()).request_id == submit.request_id
+            await router.host.says(delta(submit, 0, "a"), ended(submit))
+            await running.over.wait()
+            next_submit = await router.host.hears()
+            await router.host.says(delta(next_submit, 0, "b"), ended(next_submit))
+            await waiting.over.wait()
+        assert ("".join(running.texts), "".join(waiting.texts)) == ("a", "b")
+        assert (running.answer.ending.opta.resumed, waiting.answer.ending.opta.resumed) == (1, 0)
+
+
+async def test_a_client_that_leaves_during_the_pause_frees_its_slot_at_once():
+    async with routing() as router:
+        leaver, submit = await router.asks()
         await router.host.says(wire.Started(submit.request_id, 1), delta(submit, 0, "a"))
         await router.host.dies()
-        await running.over.wait()
-        await waiting.over.wait()
-        assert isinstance(running.error, errors.EngineDied)
-        assert isinstance(waiting.error, errors.EngineUnavailable)
-        assert running.texts[-1] == "a"
+        while not router.engine.link.closed:
+            await anyio.wait_all_tasks_blocked()
+        (generation,) = router.engine.link.close()
+        generation.lost(on_trial=True)
+        assert router.in_lane() == (1, 0)
+        leaver.scope.cancel()
+        await leaver.over.wait()
+        assert router.in_lane() == (0, 0)
+
+
+async def test_an_answer_that_was_moving_when_its_host_died_has_moved():
+    async with routing(config(demote_after_tokens=2)) as router:
+        asked, submit = await an_answer_that_outlives_its_budget(router)
+        assert isinstance(await router.host.hears(), wire.Move)
+        async with replaced(router):
+            assert (await router.host.hears()).lane == "throughput"
+            assert (router.in_lane(), router.in_lane("throughput")) == ((0, 0), (1, 0))
+            await router.host.says(delta(submit, 2, "c"), ended(submit, "length", 3))
+            await asked.over.wait()
+        assert "".join(asked.texts) == "abc"
+        assert (asked.answer.ending.opta.demoted.after_tokens, asked.answer.ending.opta.resumed) == (2, 1)
+        assert router.in_lane("throughput") == (0, 0)
+
+
+async def test_a_request_that_hosts_die_of_is_an_error_of_its_own_and_frees_its_slot():
+    async with routing() as router:
+        asked, _ = await router.asks()
+        async with replaced(router):
+            await router.host.hears()
+            async with replaced(router):
+                await asked.over.wait()
+        assert (type(asked.error), asked.error.code) == (errors.PoisonRequest, "poison_request")
+        assert router.in_lane() == (0, 0)
+
+
+async def test_when_no_other_host_comes_up_the_answer_ends_with_an_error_that_may_be_tried_again():
+    async with routing() as router:
+        asked, submit = await router.asks()
+        await router.host.says(wire.Failed(submit.request_id, "engine_died", "the engine does not come up"))
+        await asked.over.wait()
+        assert isinstance(asked.error, errors.EngineDied)
         assert router.in_lane() == (0, 0)
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from opta_router.telemetry.metrics import LaneReading, Metrics, start_metrics
+from opta_router.telemetry.metrics import EngineReading, LaneReading, Metrics, start_metrics
 from opta_router.telemetry.quiet_logs import LOGGERS, OncePerInterval
 from policies.quantities import Secret
 from policies.schema import TelemetryConfig
@@ -88,6 +88,14 @@ def test_each_lane_is_scraped_under_the_contracts_names(scraped_only):
         (("code", "queue_full"), ("lane", "interactive")): 3,
         (("code", "deadline"), ("lane", "interactive")): 0,
     }
+
+
+def test_the_engines_history_is_scraped_under_the_contracts_names():
+    metrics = start_metrics(TelemetryConfig())
+    engine = EngineReading(restarts=3, resumed=7)
+    metrics.observe_engine(lambda: engine)
+    assert scraped(metrics) == {("opta_host_restarts_total",): 3, ("opta_requests_resumed_total",): 7}
+    metrics.shutdown()
 
 
 def test_each_scrape_says_what_is_true_then(scraped_only, lanes):

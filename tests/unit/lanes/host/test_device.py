@@ -8,6 +8,7 @@ import pytest
 
 from lanes import wire
 from lanes.engines.base import Emission, SequenceSpec
+from lanes.heartbeat import PAGE_BYTES, Activity, Heartbeat, HeartbeatPage
 from lanes.host.device import Add, Cancel, DeviceThread, Load, Loaded, Move, Moved, SetLanes, Stop
 
 LANES = {"interactive": wire.LaneSpec(8, 1), "throughput": wire.LaneSpec(1, 8)}
@@ -20,7 +21,11 @@ class Device:
 
     def __init__(self, lanes):
         self._reports = queue.SimpleQueue()
-        self.thread = DeviceThread(lanes, lambda reports: [self._reports.put(report) for report in reports])
+        page = bytearray(PAGE_BYTES)
+        self.page = HeartbeatPage(page, -1)
+        self.thread = DeviceThread(
+            lanes, lambda reports: [self._reports.put(report) for report in reports], Heartbeat(page)
+        )
         self.send = self.thread.send
 
     def add(self, request_id, *, lane="interactive", model=MODEL, prompt=(5, 6, 7), max_tokens=6):
@@ -62,6 +67,23 @@ def test_a_sequence_runs_to_its_end_and_its_model_is_loaded_once():
         assert tokens == [(5,), (6,), (7,), (5,), (6,), (7,)]
         device.add("b", max_tokens=1)
         assert device.report((Emission, Loaded)) == Emission("b", (5,), finish="length")
+
+
+def test_what_the_thread_does_stands_on_its_page():
+    with running() as device:
+        device.add("a", lane="throughput")
+        device.last_emission("a")
+        device.add("b", max_tokens=1_000_000)
+        for _ in range(2):
+            device.report()
+        assert (device.page.read().activity, device.page.read().model) == (Activity.DECODE, "m")
+        device.send(Cancel("b"))
+        device.last_emission("b")
+        while device.page.read().activity is not Activity.IDLE:
+            time.sleep(0.001)
+        beat = device.page.read()
+        assert (beat.steps[1], beat.computed[1]) == (6, 6)
+        assert beat.steps[0] == beat.computed[0] > 0
 
 
 def test_a_cancelled_sequence_ends_once_and_an_unknown_one_is_nothing():

@@ -118,6 +118,7 @@ def test_an_error_in_a_stream_has_the_usual_shape_and_no_done_follows():
         (errors.Draining("m", retry_after_s=7), 503, "server_error", (b"retry-after", b"7")),
         (errors.EngineUnavailable("m", retry_after_s=7), 503, "server_error", (b"retry-after", b"7")),
         (errors.EngineDied("m", retry_after_s=7), 503, "server_error", (b"retry-after", b"7")),
+        (errors.PoisonRequest("m"), 500, "server_error", (b"x-should-retry", b"false")),
         (errors.ModelUnavailable("m", retry_after_s=7), 503, "server_error", (b"retry-after", b"7")),
         (errors.Fault("m"), 500, "server_error", None),
         (errors.EngineFault("m"), 500, "server_error", None),

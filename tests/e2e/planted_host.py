@@ -1,0 +1,66 @@
+"""A host that breaks where a prompt or a model's name says so; started with the path of a socket, as `lanes.host` is.
+
+`OPTA_PLANTED` names a folder: what is to happen once only leaves a file there, and does not happen to the next host.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from lanes.engines.scripted import EOS, ScriptedEngine
+from lanes.host import residents
+from lanes.host.__main__ import main
+
+LOAD = residents.load_resident
+
+
+def once(what):
+    """True the first time, over all hosts."""
+    try:
+        (Path(os.environ["OPTA_PLANTED"]) / what).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class PlantedEngine(ScriptedEngine):
+    """Does in a step what the prompt of one of its sequences says."""
+
+    def step(self, limit_s=None):
+        prompts = [bytes(token - 1 for token in spec.prompt if token != EOS).decode() for spec in self._specs.values()]
+        asked = {word for prompt in prompts for word in prompt.split() if word.isupper()}
+        if "ABORT" in asked or ("ABORT-ONCE" in asked and once("abort")):
+            os.abort()
+        if "HANG-ONCE" in asked and once("hang"):
+            time.sleep(3600)
+        if "SPIN-ONCE" in asked and (once("spin") or self._spins):
+            self._spins = True
+            time.sleep(0.01)
+            return []
+        if "PREFILL" in asked and self._prefilled < 100:
+            self._prefilled += 1
+            self.computed_tokens += 1
+            time.sleep(0.03)
+            return []
+        return super().step(limit_s)
+
+    _spins = False
+    _prefilled = 0
+
+
+def load(spec, lanes):
+    """Some models kill whoever loads them."""
+    if spec.name == "aborts-in-load":
+        os.abort()
+    return LOAD(spec, lanes)
+
+
+if __name__ == "__main__":
+    residents.ScriptedEngine = PlantedEngine
+    import lanes.host.device
+
+    lanes.host.device.load_resident = load
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)
