@@ -88,7 +88,8 @@ class StepCosts:
 
     def prefilled(self, tokens: int, attended: int, seconds: float) -> None:
         """Book a chunk of ``tokens``, the last of which attends to ``attended`` tokens."""
-        self._chunk_token.observe(attended, max(seconds - self._decode.intercept, 0.0) / tokens)
+        own_s = max(seconds - self._decode.intercept, seconds / 2)  # what else is in it is no more than half
+        self._chunk_token.observe(attended, own_s / tokens)
 
     def decode_s(self, cache_tokens: int) -> float:
         """Expected seconds of a decode step; 0 before any."""

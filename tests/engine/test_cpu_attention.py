@@ -26,7 +26,9 @@ def padded(batch, queries, keys):
 @pytest.mark.parametrize(("heads", "key_heads"), [(8, 4), (4, 4), (6, 1)])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (40, 40)])
 @pytest.mark.parametrize("kind", ["none", "causal", "booleans", "padded", "numbers", "by head"])
-def test_it_is_the_attention_that_mlx_computes(heads, key_heads, queries, keys, kind):
+@pytest.mark.parametrize("block", [1, 500, cpu_attention.BLOCK])
+def test_it_is_the_attention_that_mlx_computes(monkeypatch, heads, key_heads, queries, keys, kind, block):
+    monkeypatch.setattr(cpu_attention, "BLOCK", block)
     batch = 3
     q, k, v = tensors(batch, heads, key_heads, queries, keys)
     mask = {
