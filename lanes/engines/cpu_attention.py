@@ -6,7 +6,8 @@ third of a nanosecond. So the exponential is made of those here: 2**t is 2**i, p
 polynomial of degree 5 in the rest, -0.5 <= t - i <= 0.5 (Chebyshev fit; relative error at most 3e-7, three units of the
 last place in fp32; the method is that of Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter
 6). Query heads that share keys are also stacked into one product, and scores are worked on in blocks. Measured with 128
-queries against 2,048 keys, 8 heads: 30 ms instead of 58; 32 sequences of 1,024 tokens that decode one each: 13 ms instead of 20.
+queries against 2,048 keys, 8 heads: 30 ms instead of 58; 32 sequences of 1,024 tokens that decode one each: 13 ms
+instead of 20.
 """
 
 from __future__ import annotations
