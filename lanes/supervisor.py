@@ -26,7 +26,8 @@ from lanes import wire
 from lanes.blas import preload_environment
 from lanes.client import Generation, Link, OnEnd, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, WireError
-from lanes.states import HostEvent, HostState, IllegalTransition, after
+from lanes.pairs import PairPolicy, Pairs
+from lanes.states import HostEvent, HostState, after
 
 log = logging.getLogger(__name__)
 host_log = logging.getLogger("lanes.host.output")
@@ -42,10 +43,11 @@ HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
 
 class HostSettings(msgspec.Struct, frozen=True):
-    """What a host is told when it starts."""
+    """What a host is told when it starts, and what decides which of the models it loads."""
 
     lanes: Mapping[wire.Lane, wire.LaneSpec]
     models: tuple[wire.ModelSpec, ...]
+    pairs: PairPolicy = PairPolicy()
 
 
 class Supervisor:
@@ -62,11 +64,10 @@ class Supervisor:
         self._state = HostState.STOPPED
         self._link: Link | None = None
         self._failed_starts = 0
-        self._loading: dict[str, None] = {}
+        self._listens = anyio.Event()  # the host has said Ready
         self._became_ready = anyio.Event()
         self._was_lost = anyio.Event()
-        self.models: dict[str, wire.ModelInfo] = {}
-        self.load_failures: dict[str, str] = {}
+        self.pairs = Pairs(settings.models, settings.pairs)
         self.stats: wire.Stats | None = None
         self._device_s_before: dict[wire.Lane, float] = dict.fromkeys(settings.lanes, 0.0)  # of the hosts that are gone
         self.versions: wire.Versions | None = None
@@ -82,8 +83,8 @@ class Supervisor:
     def not_ready_reasons(self) -> list[str]:
         """Why no request can be taken now; empty if one can."""
         reasons = [] if self._state is HostState.READY else [f"engine is {self._state}"]
-        if self._state is HostState.STARTING and self._loading:
-            reasons.append(f"loading {', '.join(self._loading)}")
+        if self._state is HostState.STARTING and self.pairs.starting:
+            reasons.append(f"loading {', '.join(self.pairs.starting)}")
         if self._state is HostState.RESTARTING and self.last_failure:
             reasons.append(self.last_failure)
         return reasons
@@ -151,7 +152,7 @@ class Supervisor:
             self._became_ready = anyio.Event()
         elif event is not HostEvent.SPAWN:
             self._link = None
-            self.models = {}
+            self.pairs.host_lost()
             self._device_s_before = self.device_s
             self.stats = None
             self._was_lost.set()
@@ -186,41 +187,34 @@ class Supervisor:
     async def _serve(self, stream: SocketStream, hello: wire.Hello) -> None:
         self.versions = hello.versions
         self.host_pid = hello.pid
-        self._loading = {spec.name: None for spec in self._settings.models if spec.preload}
-        self.load_failures = {}
+        self._listens = anyio.Event()
         link = Link(stream, on_message=self._received)
         self._link = link
         link.send_soon(wire.Configure(dict(self._settings.lanes), self._settings.models))
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._watch_start)
+            tg.start_soon(self.pairs.run)
+            self.pairs.host_started(hello.versions.memory_bytes, link.send_soon, self._ready_if_all_is_there)
             await link.run()
             tg.cancel_scope.cancel()
 
     async def _watch_start(self) -> None:
+        """A load takes the time it takes, and a download more; only the host itself has a deadline."""
         with _deadline(READY_DEADLINE_S, "the host was not ready"):
-            await self.wait_ready()
+            await self._listens.wait()
+
+    def _ready_if_all_is_there(self) -> None:
+        if self._listens.is_set() and self._state is HostState.STARTING and not self.pairs.starting:
+            self._happened(HostEvent.READY)
 
     def _received(self, message: wire.FromHost) -> None:
         match message:
-            case wire.ModelLoaded(info):
-                self.models[info.name] = info
-                self._loading.pop(info.name, None)
-                self.load_failures.pop(info.name, None)
-                log.info("loaded %s in %.1f s", info.name, info.load_s)
-            case wire.ModelFailed(name, reason):
-                self._loading.pop(name, None)
-                self.load_failures[name] = reason
-                log.error("model %s: %s", name, reason)
-            case wire.ModelUnloaded(name):
-                self.models.pop(name, None)
-            case wire.Ready():
-                try:
-                    self._happened(HostEvent.READY)
-                except IllegalTransition as exc:
-                    raise WireError(f"unexpected Ready from the host: {exc}") from exc
+            case wire.Ready() if not self._listens.is_set():
+                self._listens.set()
+                self._ready_if_all_is_there()
             case wire.Stats():
                 self.stats = message
-            case _:
+            case _ if not self.pairs.received(message):
                 raise WireError(f"unexpected {type(message).__name__} from the host")
 
 

@@ -11,15 +11,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from lanes import wire
 from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
-from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
-from lanes.host.residents import Memory, Resident, load_resident
+from lanes.host import loader
+from lanes.host.loader import Loader
+from lanes.host.residents import Resident
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,11 @@ PRESENCE_S: Final = 5.0
 """How long a lane that has had work is expected back: a person reads an answer, and asks again."""
 
 
-class Load(msgspec.Struct, frozen=True):
-    """Make a model resident."""
-
-    spec: wire.ModelSpec
-
-
 class Add(msgspec.Struct, frozen=True):
-    """Start a sequence; the model is loaded first if it is not resident."""
+    """Start a sequence on a resident model."""
 
     lane: wire.Lane
-    model: wire.ModelSpec
+    model: str
     sequence: SequenceSpec
 
 
@@ -66,14 +61,7 @@ class Stop(msgspec.Struct, frozen=True):
     """End the thread."""
 
 
-Command = Load | Add | Cancel | Move | SetLanes | Stop
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """A model is resident; its tokenizer outlives its weights."""
-
-    info: wire.ModelInfo
-    tokenizer: Any
+Command = loader.Order | Add | Cancel | Move | SetLanes | Stop
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -83,7 +71,7 @@ class Moved(msgspec.Struct, frozen=True):
     lane: wire.Lane
 
 
-Report = Emission | Moved | Loaded | wire.ModelFailed | wire.ModelUnloaded | wire.Stats
+Report = Emission | Moved | loader.Report | wire.Stats
 
 
 class DeviceThread:
@@ -99,12 +87,12 @@ class DeviceThread:
         self._arbiter: FairShare[wire.Lane] = FairShare({lane: spec.weight for lane, spec in lanes.items()})
         self._publish = publish
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._residents: dict[str, Resident] = {}
+        self._loader = Loader(self._lanes)
+        self._residents = self._loader.residents
         self._engines: dict[str, Engine] = {}
         self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
         self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
         self._stepped_s: dict[wire.Lane, float] = {}
-        self._memory: Memory | None = None
         self._heartbeat_due_s = 0.0
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -125,12 +113,13 @@ class DeviceThread:
             lane = self._arbiter.select(self._backlogged())
             if lane is not None:
                 self._step(lane)
+            if self._loader.busy:
+                self._report(self._loader.advance(others_wait=lane is not None))
             self._heartbeat()
-            self._unload_idle()
 
     def _obey(self) -> bool:
         """Apply all queued commands; without work, wait for one. False when the thread is to end."""
-        idle = not self._backlogged()
+        idle = not self._backlogged() and not self._loader.busy
         while True:
             try:
                 command = self._commands.get(block=idle, timeout=HEARTBEAT_S)
@@ -146,8 +135,11 @@ class DeviceThread:
 
     def _apply(self, command: Command) -> None:
         match command:
-            case Load(spec):
-                self._resident(spec)
+            case loader.Unload(name):
+                self._fail_all_of(name)
+                self._report(self._loader.obey(command))
+            case loader.Prepare() | loader.Load():
+                self._report(self._loader.obey(command))
             case Add(lane, model, sequence):
                 self._add(lane, model, sequence)
             case Cancel(request_id):
@@ -162,12 +154,11 @@ class DeviceThread:
                 for lane, settings in lanes.items():
                     self._arbiter.set_weight(lane, settings.weight)
 
-    def _add(self, lane: wire.Lane, model: wire.ModelSpec, sequence: SequenceSpec) -> None:
-        resident = self._resident(model)
+    def _add(self, lane: wire.Lane, model: str, sequence: SequenceSpec) -> None:
+        resident = self._residents.get(model)
         if resident is None:
-            self._publish([Emission(sequence.request_id, error=f"model {model.name!r} could not be loaded")])
+            self._publish([Emission(sequence.request_id, error=f"model {model!r} is not resident")])
             return
-        resident.last_used_s = time.monotonic()
         try:
             engine = resident.engines[lane]
             engine.add(sequence)
@@ -191,23 +182,9 @@ class DeviceThread:
         here = next(name for name, owner in engines.items() if owner is self._engines[request_id])
         self._publish([Moved(request_id, here)])
 
-    def _resident(self, spec: wire.ModelSpec) -> Resident | None:
-        resident = self._residents.get(spec.name)
-        if resident is not None:
-            return resident
-        try:
-            resident = load_resident(spec, self._lanes)
-        except ModelLoadFailed as exc:
-            self._publish([wire.ModelFailed(spec.name, str(exc))])
-            return None
-        except Exception as exc:  # whoever waits for this model must hear of it, whatever went wrong
-            log.exception("model %s could not be made resident", spec.name)
-            self._publish([wire.ModelFailed(spec.name, f"{type(exc).__name__}: {exc}")])
-            return None
-        self._residents[spec.name] = resident
-        self._memory = resident.memory
-        self._publish([Loaded(resident.info, resident.tokenizer)])
-        return resident
+    def _report(self, reports: list[loader.Report]) -> None:
+        if reports:
+            self._publish([*reports])
 
     def _backlogged(self) -> list[wire.Lane]:
         return [lane for lane in self._lanes if any(r.engines[lane].has_work() for r in self._residents.values())]
@@ -227,7 +204,6 @@ class DeviceThread:
         self._arbiter.charge(lane, elapsed_s)
         self._device_s[lane] += elapsed_s
         self._steps[lane] += 1
-        resident.last_used_s = time.monotonic()
         for emission in emissions:
             if emission.finish is not None or emission.error is not None:
                 self._engines.pop(emission.request_id, None)
@@ -252,6 +228,16 @@ class DeviceThread:
         engine.close()
         return [Emission(request_id, error=message) for request_id in failed]
 
+    def _fail_all_of(self, model: str) -> None:
+        """Requests have ended before their model is unloaded; if one has not, it ends with it, and hears of it."""
+        resident = self._residents.get(model)
+        for engine in resident.engines.values() if resident is not None else ():
+            failed = self._fail_all(engine, f"model {model!r} was unloaded")
+            for emission in failed:
+                del self._engines[emission.request_id]
+            if failed:
+                self._publish([*failed])
+
     def _heartbeat(self) -> None:
         now_s = time.monotonic()
         if now_s < self._heartbeat_due_s:
@@ -260,7 +246,7 @@ class DeviceThread:
         self._publish([self._stats()])
 
     def _stats(self) -> wire.Stats:
-        active_bytes, peak_bytes = self._memory() if self._memory else (0, 0)
+        active_bytes, peak_bytes = self._loader.memory()
         return wire.Stats(
             steps=sum(self._steps.values()),
             lanes={
@@ -274,12 +260,3 @@ class DeviceThread:
             active_memory_bytes=active_bytes,
             peak_memory_bytes=peak_bytes,
         )
-
-    def _unload_idle(self) -> None:
-        now_s = time.monotonic()
-        for name, resident in list(self._residents.items()):
-            busy = any(engine.active() for engine in resident.engines.values())
-            if not busy and resident.expired(now_s):
-                del self._residents[name]
-                resident.close()
-                self._publish([wire.ModelUnloaded(name)])
