@@ -56,7 +56,7 @@ def _lacks(function: Any, *names: str) -> str | None:
 
 
 def _memory_bytes(mx: Any) -> int:
-    """What the device can use: of a GPU its own or its share of the machine's, else the container's or the machine's."""
+    """What the device can use: of a GPU its own or its share of the machine's, else the container's or machine's."""
     info = mx.device_info()
     for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if mx.default_device() != mx.cpu and info.get(name):

@@ -16,6 +16,7 @@ from lanes.engines.scripted import Script, ScriptedEngine, ScriptedTokenizer, pa
 from lanes.errors import ModelLoadFailed
 from lanes.host.examine import Examined
 from lanes.host.examine import examine as examine_files
+from lanes.host.probe import speculation_paths
 from lanes.host.sources import OnBytes
 
 SCRIPTED = "scripted:"
@@ -110,7 +111,8 @@ def _pair(
     _prepare_device()
     started_s = time.monotonic()
     pair = yield from models.loading(examined)
-    usable = examined.same_vocabulary and models.trimmable(pair.target)
+    obstacles = [path.problem for path in speculation_paths(pair.target) if path.lane == "interactive"]
+    usable = examined.same_vocabulary and models.trimmable(pair.target) and not any(obstacles)
     draft = pair.draft if usable and pair.draft is not None and models.trimmable(pair.draft) else None
     interactive = SpeculativeEngine(pair.target, draft, pair.eos, lanes["interactive"].max_draft_tokens)
     prompt = tuple(models.probe_prompt(pair.tokenizer))
