@@ -230,7 +230,7 @@ class Dispatcher:
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
             lane = ticket.lane  # of the admission: speculation is decided there, wherever the answer goes on
-            answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, lane, model))
+            answer = Answer(arrival, ticket, self._now_s, self._speculation(arrival, lane, model))
             submit = arrival.request.submission(
                 new_identifier(), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
@@ -322,16 +322,13 @@ class Dispatcher:
 class Answer:
     """One running request: :meth:`started`, then :meth:`text` until it says None, then :attr:`ending` stands."""
 
-    def __init__(
-        self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], speculation: Callable[[], SpecDecision]
-    ) -> None:
+    def __init__(self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], decision: SpecDecision) -> None:
         self.lane = ticket.lane
         self.route = ticket.route
         self.ending: Ending | None = None
         self._arrival = arrival
         self._now_s = now_s
-        self._speculation = speculation
-        self._decision = speculation()
+        self._decision = decision
         self._queue_ms = self._elapsed_ms()
         self._ttft_ms: float | None = None
         self._demoted: Demotion | None = None
@@ -420,9 +417,6 @@ class Answer:
 
     def _spec_report(self, counters: wire.SpecCounters | None) -> SpeculativeReport:
         decision = self._decision
-        if decision.active and counters is None:
-            # The decision was made before the pair was loaded, and the pair turned out not to be able.
-            decision = self._speculation()
         if counters is None:
             return SpeculativeReport(
                 requested=decision.requested,

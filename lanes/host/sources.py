@@ -53,8 +53,12 @@ def resolve(source: str, on_bytes: OnBytes = lambda done, total: None) -> Path:
 
 
 def _fetched(repository: str, revision: str | None, on_bytes: OnBytes) -> Path:
+    wanted = list(FILES)
+    uncounted = _counter(lambda done, total: None, 0)
     try:
-        files = snapshot_download(repository, revision=revision, allow_patterns=list(FILES), dry_run=True)
+        files = snapshot_download(
+            repository, revision=revision, allow_patterns=wanted, dry_run=True, tqdm_class=uncounted
+        )
     except DryRunError:
         files = []  # offline: what is there must do, and the client says so if it does not
     missing_bytes = sum(file.file_size or 0 for file in files if file.will_download)
@@ -67,7 +71,7 @@ def _fetched(repository: str, revision: str | None, on_bytes: OnBytes) -> Path:
                 f"{written_bytes(free_bytes)}"
             )
     counter = _counter(on_bytes, missing_bytes)
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES), tqdm_class=counter))
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, tqdm_class=counter))
 
 
 def _existing(folder: Path) -> Path:

@@ -1,9 +1,12 @@
 """Pairs of every kind through the real stack: what is served, what is refused and why, and what is left of it."""
 
+import contextlib
 import json
 import struct
 import threading
 
+import httpx
+import openai
 import pytest
 
 from tests.e2e.processes import eventually, resident_bytes
@@ -286,6 +289,43 @@ def test_a_stream_outlives_the_wish_for_its_memory(tmp_path, parts):
         thread.join()
         assert late[0].status_code == 200
         assert (state(running, "a"), state(running, "b")) == ("absent", "resident")
+
+
+def test_a_stream_goes_on_while_another_pair_is_loaded(tmp_path, parts):
+    long = make(tmp_path / "long", max_position_embeddings=1 << 15)
+    pairs = {"running": (long, None, {}), "coming": ("embedded:target", "embedded:draft", {})}
+    chunks = []
+    with (
+        router(tmp_path, configuration(pairs).replace(str(LIMIT_BYTES), str(1 << 30))) as running,
+        running.sdk(**{"X-Opta-Lane": "throughput"}) as client,
+    ):
+        stream = client.completions.create(
+            model="running",
+            prompt="x",
+            max_tokens=30_000,
+            temperature=0,
+            stream=True,
+            logit_bias={"0": -100, "4": -100},
+        )
+
+        def read():
+            with contextlib.suppress(httpx.HTTPError, openai.APIError):
+                chunks.extend(chunk for chunk in stream)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        eventually(lambda: chunks)
+        assert running.post("/admin/models/coming/load", b"").status_code == 202
+        eventually(lambda: (view(running, "coming")["progress"] or {}).get("stage") in ("target", "draft"))
+        seen = view(running, "coming")["progress"]
+        before = len(chunks)
+        eventually(lambda: state(running, "coming") == "resident")
+        assert len(chunks) >= before + 20
+        assert seen["next"] in ("draft", "calibrating")
+        assert 0 < seen["done_bytes"] <= seen["total_bytes"]
+        assert view(running, "running")["in_use"] == 1
+        stream.close()
+        reader.join()
 
 
 @pytest.mark.parametrize("swaps", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
