@@ -193,12 +193,15 @@ class Residency:
         return [*self._want(pair, now_s), *self._settle(now_s)]
 
     def unload(self, name: str, now_s: float) -> list[Effect]:
-        """Give its memory back when the requests that have it have ended; pinned or not."""
+        """Give its memory back when the requests that have it have ended; pinned or not.
+
+        A load that nobody but an operator wants is given up.
+        """
         pair = self._pairs[name]
         pair.ordered = pair.starting = False
         if pair.state is PairState.RESIDENT:
             self._happened(pair, PairEvent.PRESSED, now_s)
-        if pair.state is PairState.LOADING and not pair.waiters:
+        if pair.state is PairState.LOADING and not (pair.waiters or pair.leases):
             self._happened(pair, PairEvent.IDLE, now_s)
             return [Unload(name), *self._settle(now_s)]
         pair.dismissed = pair.state is PairState.LEAVING

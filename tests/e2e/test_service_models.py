@@ -194,7 +194,7 @@ def test_what_is_damaged_unknown_or_too_large_fails_alone_says_why_and_leaves_no
             assert (seen["state"], seen["reserved_bytes"]) == ("failed", 0)
             assert said in seen["message"]
             assert seen["message"] in answer.json()["error"]["message"]
-        assert "KV caches 1.0" in view(running, "large")["message"]
+        assert "KV caches 1 GiB for 2 x 1048576 tokens" in view(running, "large")["message"]
         assert settled_bytes(running) == before
         assert speculative(ask(running, "good"))["active"] is True
         assert running.get("/readyz").status_code == 200
