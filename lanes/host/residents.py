@@ -78,7 +78,8 @@ def facts_of(examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]) ->
         ModelLoadFailed: it cannot be loaded.
     """
     if isinstance(examined, Scripted):
-        return wire.PairFacts(SCRIPTED_CONTEXT_TOKENS, 0, 0, 0, 0, 0)
+        paths = tuple(wire.CallPath(lane, "scripted") for lane in lanes)
+        return wire.PairFacts(SCRIPTED_CONTEXT_TOKENS, 0, 0, 0, 0, 0, paths=paths)
     from lanes.host import preflight  # noqa: PLC0415
 
     _prepare_device()

@@ -88,7 +88,9 @@ def test_a_cancelled_sequence_ends_once_and_an_unknown_one_is_nothing():
 def test_what_a_model_needs_is_known_before_it_is_loaded():
     with running() as device:
         device.send(Prepare(examined(MODEL)))
-        assert device.report(wire.ModelPrepared) == wire.ModelPrepared("m", wire.PairFacts(1 << 20, 0, 0, 0, 0, 0))
+        facts = device.report(wire.ModelPrepared).facts
+    assert (facts.context_tokens, facts.total_bytes) == (1 << 20, 0)
+    assert [path.lane for path in facts.paths] == list(LANES)
 
 
 def test_a_request_for_a_model_that_is_not_resident_fails_and_the_others_go_on():
