@@ -52,3 +52,21 @@ class ModelLoadFailed(LaneError):
     """A model could not be loaded: absent, malformed, unsafe, or its draft does not fit its target."""
 
     code = "model_load_failed"
+
+
+class PairUnavailable(LaneError):
+    """The model that a request names is configured, and cannot be loaded."""
+
+    code = "model_unavailable"
+
+
+class PairWaitedTooLong(LaneError):
+    """The model was not resident within the time that the request could wait."""
+
+    code = "deadline"
+
+
+class PairQueueFull(LaneError):
+    """Too many requests wait for models to become resident."""
+
+    code = "queue_full"

@@ -23,9 +23,10 @@ from lanes.client import Generation, Link, OnEnd, OnInterruption, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, RequestRefused, WireError
 from lanes.heartbeat import Activity, Beat, HeartbeatPage, shared_page
 from lanes.host_process import accept, hello, how_it_ended, socket_directory, spawned
+from lanes.pairs import PairPolicy, Pairs
 from lanes.restarts import Quarantine, Restarts
 from lanes.resumption import next_up
-from lanes.states import HostEvent, HostState, IllegalTransition, after
+from lanes.states import HostEvent, HostState, after
 from lanes.watchdog import TICK_S, UsualStep, Watchdog
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,11 @@ HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
 
 class HostSettings(msgspec.Struct, frozen=True):
-    """What a host is told when it starts."""
+    """What a host is told when it starts, and what decides which of the models it loads."""
 
     lanes: Mapping[wire.Lane, wire.LaneSpec]
     models: tuple[wire.ModelSpec, ...]
+    pairs: PairPolicy = PairPolicy()
 
 
 class Supervisor:
@@ -59,15 +61,14 @@ class Supervisor:
         self._restarts = Restarts(time.monotonic)
         self._usual_step = UsualStep()
         self._beat = Beat()  # of the host that runs, or ran last
+        self._listens = False  # the host has said Ready
         self._been_ready = False
         self._waiting: list[Generation] = []
         self._on_trial: Generation | None = None
         self._fruitful: set[str] = set()  # models that have brought a token on this host
-        self._loading: dict[str, None] = {}
         self._became_ready = anyio.Event()
         self._was_lost = anyio.Event()
-        self.models: dict[str, wire.ModelInfo] = {}
-        self.load_failures: dict[str, str] = {}
+        self.pairs = Pairs(settings.models, settings.pairs)
         self.stats: wire.Stats | None = None
         self._device_s_before: dict[wire.Lane, float] = dict.fromkeys(settings.lanes, 0.0)  # of the hosts that are gone
         self.versions: wire.Versions | None = None
@@ -85,8 +86,8 @@ class Supervisor:
     def not_ready_reasons(self) -> list[str]:
         """Why no request can be taken now; empty if one can."""
         reasons = [] if self._state is HostState.READY else [f"engine is {self._state}"]
-        if self._state is HostState.STARTING and self._loading:
-            reasons.append(f"loading {', '.join(self._loading)}")
+        if self._state is HostState.STARTING and self.pairs.starting:
+            reasons.append(f"loading {', '.join(self.pairs.starting)}")
         if self._state is HostState.RESTARTING and self.last_failure:
             reasons.append(self.last_failure)
         return reasons
@@ -114,6 +115,7 @@ class Supervisor:
     def lift_quarantine(self, model: str) -> None:
         """Let a model be loaded again, as if it had never killed a host."""
         self._restarts.lift(model)
+        self.pairs.forgive(model)
 
     @property
     def device_s(self) -> dict[wire.Lane, float]:
@@ -154,7 +156,8 @@ class Supervisor:
             raise HostUnavailable("; ".join(reasons))
         quarantine = self.quarantined().get(submit.model)
         if quarantine is not None:
-            raise RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, _quarantined(submit.model, quarantine))
+            message = f"model {submit.model} is {_quarantined(quarantine)}"
+            raise RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, message)
         generation = Generation(submit, on_end, on_progress, on_interruption)
         self._waiting.append(generation)
         self._send_waiting()
@@ -183,6 +186,7 @@ class Supervisor:
                 self._died(self.last_failure or "the host is gone")
         finally:
             self._happened(HostEvent.STOP)
+            self.pairs.turn_away("the engine was stopped")
             self._end_waiting(_STOPPED)
 
     def _happened(self, event: HostEvent) -> None:
@@ -194,7 +198,7 @@ class Supervisor:
         elif event is not HostEvent.SPAWN:
             self._link = None
             self._on_trial = None
-            self.models = {}
+            self.pairs.host_lost()
             self._device_s_before = self.device_s
             self.stats = None
             self._was_lost.set()
@@ -226,19 +230,15 @@ class Supervisor:
     async def _serve(self, stream: SocketStream, said: wire.Hello, process: Process, page: HeartbeatPage) -> None:
         self.versions = said.versions
         self.host_pid = said.pid
-        quarantined = self.quarantined()
-        models = tuple(
-            msgspec.structs.replace(spec, preload=spec.preload and spec.name not in quarantined)
-            for spec in self._settings.models
-        )
-        self._loading = {spec.name: None for spec in models if spec.preload}
-        self.load_failures = {}
+        self._listens = False
         link = Link(stream, on_message=self._received, on_settled=self._settled)
         self._link = link
-        link.send_soon(wire.Configure(dict(self._settings.lanes), models))
+        link.send_soon(wire.Configure(dict(self._settings.lanes), self._settings.models))
         try:
             async with anyio.create_task_group() as tg:
                 tg.start_soon(self._watch, process, page, link)
+                tg.start_soon(self.pairs.run)
+                self.pairs.host_started(said.versions.memory_bytes, link.send_soon, self._ready_if_all_is_there)
                 await link.run()
                 tg.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():  # not the host's death: the router ends
@@ -276,12 +276,15 @@ class Supervisor:
         before = self.quarantined()
         self._restarts.died(suspect, self._fruitful, cause)
         for model, quarantine in self.quarantined().items():
+            message = f"model {model} is {_quarantined(quarantine)}"
             if model not in before:
-                log.error("%s", _quarantined(model, quarantine))
-            failed = _failed(wire.FailureCode.MODEL_UNAVAILABLE, _quarantined(model, quarantine))
-            self._end_waiting(failed, model)
+                log.error("%s", message)
+            self.pairs.quarantine(model, quarantine.until_s, _quarantined(quarantine))
+            self._end_waiting(_failed(wire.FailureCode.MODEL_UNAVAILABLE, message), model)
         if self._restarts.given_up:
-            self._end_waiting(_failed(HostDied.code, f"the engine does not come up: {why}"))
+            message = f"the engine does not come up: {why}"
+            self.pairs.turn_away(message)
+            self._end_waiting(_failed(HostDied.code, message))
 
     def _take_back(self, link: Link) -> None:
         """Its host is gone: its requests wait for the next, or end."""
@@ -323,28 +326,19 @@ class Supervisor:
             else:
                 self._waiting.append(generation)
 
+    def _ready_if_all_is_there(self) -> None:
+        if self._listens and self._state is HostState.STARTING and not self.pairs.starting:
+            self._happened(HostEvent.READY)
+            self._send_waiting()
+
     def _received(self, message: wire.FromHost) -> None:
         match message:
-            case wire.ModelLoaded(info):
-                self.models[info.name] = info
-                self._loading.pop(info.name, None)
-                self.load_failures.pop(info.name, None)
-                log.info("loaded %s in %.1f s", info.name, info.load_s)
-            case wire.ModelFailed(name, reason):
-                self._loading.pop(name, None)
-                self.load_failures[name] = reason
-                log.error("model %s: %s", name, reason)
-            case wire.ModelUnloaded(name):
-                self.models.pop(name, None)
-            case wire.Ready():
-                try:
-                    self._happened(HostEvent.READY)
-                except IllegalTransition as exc:
-                    raise WireError(f"unexpected Ready from the host: {exc}") from exc
-                self._send_waiting()
+            case wire.Ready() if not self._listens:
+                self._listens = True
+                self._ready_if_all_is_there()
             case wire.Stats():
                 self.stats = message
-            case _:
+            case _ if not self.pairs.received(message):
                 raise WireError(f"unexpected {type(message).__name__} from the host")
 
 
@@ -355,9 +349,8 @@ def _failed(code: str, why: str) -> Callable[[Generation], wire.Failed]:
 _STOPPED: Final = _failed(HostDied.code, "the engine was stopped while it answered")
 
 
-def _quarantined(model: str, quarantine: Quarantine) -> str:
-    deaths = f"{quarantine.deaths} engines died of it"
-    return f"model {model} is in quarantine: {deaths}, the last one because {quarantine.cause}"
+def _quarantined(quarantine: Quarantine) -> str:
+    return f"in quarantine: {quarantine.deaths} engines died of it, the last one because {quarantine.cause}"
 
 
 def _cpu_s(pid: int) -> float:

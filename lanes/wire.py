@@ -8,10 +8,12 @@ Order of a link's life::
 
     host   -> Hello                      protocol version, pid, library versions
     router -> Configure                  lanes and models
-    host   -> ModelLoaded | ModelFailed  one for each model that is loaded at start
     host   -> Ready
-    router -> Submit | Cancel | Move | SetLanes | Shutdown, in any order
-    host   -> Events | Stats, in any order; each Submit ends in exactly one Finished or Failed
+    router -> Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown, in any order
+    host   -> Events | Stats | Model…, in any order; each Submit ends in exactly one Finished or Failed
+
+A pair's life on a host: Prepare → ModelPrepared | ModelFailed; then Load → ModelProgress… → ModelLoaded | ModelFailed;
+then Unload → ModelUnloaded. Unload gives up a load that is under way, too. What is loaded, the router decides.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import msgspec
 
 from lanes.errors import WireError
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
 
 Lane = Literal["interactive", "throughput"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Stage = Literal["fetching", "examining", "target", "draft", "calibrating"]
+"""What is done to a pair, in this order."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -140,13 +144,18 @@ class Emitted(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
-    """A model to serve: where its weights are. ``target`` and ``draft`` are resolved by the host."""
+    """A model to serve: where its weights are. ``target`` and ``draft`` are resolved by the host.
+
+    ``keep_alive_s`` is the idle time before it is unloaded; negative: never, not even for another's sake.
+    ``context_tokens`` bounds prompt and answer together; None: the model's own bound.
+    """
 
     name: str
     target: str
     draft: str | None = None
     preload: bool = True
     keep_alive_s: float = -1.0
+    context_tokens: int | None = None
 
 
 class LaneSpec(msgspec.Struct, frozen=True):
@@ -173,21 +182,51 @@ class ModelInfo(msgspec.Struct, frozen=True):
     target_bytes: int
     draft_bytes: int
     load_s: float
+
+
+class CallPath(msgspec.Struct, frozen=True):
+    """How an installed engine could speculate, as looking at it shows. ``problem``: why not; None: it can."""
+
+    lane: Lane
+    path: str
+    problem: str | None = None
+
+
+class PairFacts(msgspec.Struct, frozen=True):
+    """What is known of a pair before any of its weights is read. Sizes in bytes, lengths in tokens.
+
+    ``kv_bytes`` are the caches of ``kv_sequences`` sequences of the whole context each: as many as the lanes allow
+    (``kv_at_bounds``), or, where no bound on the context is configured, one in each lane.
+    """
+
+    context_tokens: int
+    target_bytes: int
+    draft_bytes: int
+    kv_bytes: int
+    kv_sequences: int
+    kv_at_bounds_bytes: int
+    target_family: str = ""
+    draft_family: str = ""
     same_vocabulary: bool = False
     same_template: bool = False
     cache_trimmable: bool = False
-    target_family: str = ""
-    draft_family: str = ""
+    paths: tuple[CallPath, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """What the pair needs on the device."""
+        return self.target_bytes + self.draft_bytes + self.kv_bytes
 
 
 class Versions(msgspec.Struct, frozen=True):
-    """Installed engines and backend of a host."""
+    """Installed engines and backend of a host. ``memory_bytes`` is what the device can use; 0: unknown."""
 
     mlx: str
     mlx_lm: str
     vllm_mlx: str
     device: str
     blas: str | None = None
+    memory_bytes: int = 0
 
 
 # router to host
@@ -238,11 +277,29 @@ class SetLanes(Message, frozen=True):
     lanes: dict[Lane, LaneSpec]
 
 
+class Prepare(Message, frozen=True):
+    """Find a pair's files, fetch them if need be, and look at them; nothing is loaded."""
+
+    name: str
+
+
+class Load(Message, frozen=True):
+    """Load a pair that was prepared."""
+
+    name: str
+
+
+class Unload(Message, frozen=True):
+    """Give a pair's memory back, or give its load up. Whatever still runs on it ends with a failure."""
+
+    name: str
+
+
 class Shutdown(Message, frozen=True):
     """End the process in order."""
 
 
-ToHost = Configure | Submit | Cancel | Move | SetLanes | Shutdown
+ToHost = Configure | Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown
 
 
 # host to router
@@ -255,6 +312,22 @@ class Hello(Message, frozen=True):
     token: str
     versions: Versions
     protocol: int = PROTOCOL_VERSION
+
+
+class ModelPrepared(Message, frozen=True):
+    """The answer to :class:`Prepare`."""
+
+    name: str
+    facts: PairFacts
+
+
+class ModelProgress(Message, frozen=True):
+    """Where a pair that is prepared or loaded is. ``total_bytes`` 0: unknown, or nothing that has bytes."""
+
+    name: str
+    stage: Stage
+    done_bytes: int = 0
+    total_bytes: int = 0
 
 
 class ModelLoaded(Message, frozen=True):
@@ -357,7 +430,7 @@ class Stats(Message, frozen=True):
     peak_memory_bytes: int
 
 
-FromHost = Hello | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats
+FromHost = Hello | ModelPrepared | ModelProgress | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats
 
 
 # framing

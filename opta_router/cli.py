@@ -160,6 +160,8 @@ def _summary(config: Config) -> list[str]:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    from lanes.pairs import needs  # noqa: PLC0415
+    from lanes.residency import written_bytes  # noqa: PLC0415
     from opta_router.probing import Probe, probe  # noqa: PLC0415
 
     config = load_with_source(arguments.config).config
@@ -171,12 +173,18 @@ def _probe(arguments: argparse.Namespace) -> int:
             versions = found.versions
             print(f"device {versions.device}, BLAS {versions.blas or 'none needed'}")
             print(f"mlx {versions.mlx}, mlx-lm {versions.mlx_lm}, vllm-mlx {versions.vllm_mlx}")
+            limit = config.memory.limit.of(versions.memory_bytes)
+            print(f"memory {written_bytes(versions.memory_bytes)}, of which models may take {written_bytes(limit)}")
         for model in found.models:
             print(f"model {model.name}: {model.problem or 'loads'}")
+            if model.facts is not None:
+                cache = "can" if model.facts.cache_trimmable else "cannot"
+                print(f"  needs {needs(model.facts)}; its caches {cache} be trimmed")
             for lane in model.lanes:
                 speculation = f"speculation {'on' if lane.speculates else 'off'}: {lane.speculation}"
                 detail = f" ({lane.detail})" if lane.detail else ""
-                print(f"  {lane.lane}: {lane.engine}, {speculation}{detail}")
+                obstacle = f", where {lane.obstacle}" if lane.obstacle else ""
+                print(f"  {lane.lane}: {speculation}{detail}, by {lane.path}{obstacle}")
         if found.problem:
             print(found.problem, file=sys.stderr)
     return OK if found.status == "ok" else FAILED

@@ -7,6 +7,7 @@ granted a slot that the device has really let go of.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,16 @@ import msgspec
 
 from lanes import wire
 from lanes.client import Generation, OnEnd, OnInterruption, OnProgress
-from lanes.errors import HostDied, HostUnavailable, PoisonRequest, RequestRefused
+from lanes.errors import (
+    HostDied,
+    HostUnavailable,
+    PairQueueFull,
+    PairUnavailable,
+    PairWaitedTooLong,
+    PoisonRequest,
+    RequestRefused,
+)
+from lanes.pairs import Pairs
 from lanes.restarts import Quarantine
 from lanes.resumption import Interruption, Resumed
 from lanes.states import HostState
@@ -39,13 +49,13 @@ ENGINE_RETRY_S: Final = 5
 
 MODEL_RETRY_S: Final = 60
 STOPPING_RETRY_S: Final = 10
+DRAINING: Final = "the router takes no new requests"
 
 
 class Engine(Protocol):
     """What the dispatcher needs of :class:`lanes.supervisor.Supervisor`."""
 
-    models: dict[str, wire.ModelInfo]
-    load_failures: dict[str, str]
+    pairs: Pairs
     stats: wire.Stats | None
     host_pid: int | None
     restarts: int
@@ -65,6 +75,10 @@ class Engine(Protocol):
 
     def quarantined(self) -> dict[str, Quarantine]:
         """Models that are not loaded, for they kept killing their host."""
+        ...
+
+    def lift_quarantine(self, model: str) -> None:
+        """Let one be loaded again."""
         ...
 
     @property
@@ -176,6 +190,7 @@ class Dispatcher:
     def drain(self) -> None:
         """Take no new requests, and turn away those that wait; those that run go on."""
         self._perform(self._admission.drain())
+        self._engine.pairs.turn_away(DRAINING)
 
     def undrain(self) -> None:
         """Take requests again.
@@ -201,16 +216,16 @@ class Dispatcher:
         reasons = self._engine.not_ready_reasons()
         if self._admission.draining:
             reasons = [*reasons, "draining"]
-        failures = self._unusable()
+        failures = self._engine.pairs.failures()
         if self._models and failures.keys() >= self._models.keys():
             reasons = [*reasons, *(f"model {name}: {why}" for name, why in failures.items())]
         return reasons
 
     def placed(self, request: GenerationRequest, verdict: Classification) -> Classification:
         """``verdict`` with the model that is to answer, where several share the name that was asked for."""
-        resident = tuple(name for name in verdict.candidates if name in self._engine.models)
-        unusable = self._unusable()
-        loadable = tuple(name for name in verdict.candidates if name not in unusable)
+        pairs = self._engine.pairs
+        resident = tuple(name for name in verdict.candidates if name in pairs.loaded)
+        loadable = tuple(name for name in verdict.candidates if pairs.refusal(name) is None)
         candidates = resident or loadable or (verdict.model,)
         model = self._placement.choose(candidates, request.prompt, request.estimated_work(verdict.preset))
         return msgspec.structs.replace(verdict, model=model)
@@ -233,12 +248,48 @@ class Dispatcher:
     @asynccontextmanager
     async def _answered(self, arrival: Arrival) -> AsyncIterator[Answer]:
         model = self._models[arrival.verdict.model]
-        self._require_engine(model.name)
+        self._require_engine()
+        if model.name not in self._engine.pairs.loaded:
+            arrival.trace.queued()  # a load is a wait, too
+        async with (
+            self._resident(arrival, model.name) as timeout_s,
+            self._submitted(msgspec.structs.replace(arrival, timeout_s=timeout_s), model) as answer,
+        ):
+            yield answer
+
+    @asynccontextmanager
+    async def _resident(self, arrival: Arrival, model: str) -> AsyncIterator[float | None]:
+        """Hold the model, before any slot: who waits for a load keeps nobody else from running.
+
+        Gives the :attr:`Arrival.timeout_s` that is left. It is left when the host has been told to forget the request:
+        what it is told next may be to unload.
+        """
+        if self._admission.draining:
+            yield None  # admission turns it away
+            return
+        lanes = arrival.config.lanes
+        lane: LaneConfig = lanes.interactive if arrival.verdict.lane == "interactive" else lanes.throughput
+        asked_s = self._now_s()
+        patience_s = min(float(lane.queue_timeout), math.inf if arrival.timeout_s is None else arrival.timeout_s)
+        try:
+            async with self._engine.pairs.leased(model, patience_s, lane.max_queue) as waited:
+                yield asked_s + patience_s - self._now_s() if waited else arrival.timeout_s
+        except PairUnavailable as exc:
+            if self._admission.draining:
+                raise errors.Draining(DRAINING, retry_after_s=ENGINE_RETRY_S) from exc
+            raise errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S) from exc
+        except PairWaitedTooLong as exc:
+            raise errors.DeadlineExceeded(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
+        except PairQueueFull as exc:
+            raise errors.QueueFull(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
+
+    @asynccontextmanager
+    async def _submitted(self, arrival: Arrival, model: ModelConfig) -> AsyncIterator[Answer]:
         ticket = await self._granted(arrival)
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
             lane = ticket.lane  # of the admission: speculation is decided there, wherever the answer goes on
-            answer = Answer(arrival, ticket, self._now_s, lambda: self._speculation(arrival, lane, model))
+            answer = Answer(arrival, ticket, self._now_s, self._speculation(arrival, lane, model))
             submit = arrival.request.submission(
                 new_identifier(), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
@@ -259,21 +310,12 @@ class Dispatcher:
         finally:
             generation.cancel()
 
-    def _require_engine(self, model: str) -> None:
+    def _require_engine(self) -> None:
         if self._admission.draining:
             return  # admission says so, and with which Retry-After
         reasons = self._engine.refusals()
         if reasons:
             raise errors.EngineUnavailable("; ".join(reasons), retry_after_s=ENGINE_RETRY_S)
-        failure = self._unusable().get(model)
-        if failure is not None:
-            message = f"model {model} could not be loaded: {failure}"
-            raise errors.ModelUnavailable(message, retry_after_s=MODEL_RETRY_S)
-
-    def _unusable(self) -> dict[str, str]:
-        """Models that cannot be asked for now, each with why."""
-        quarantined = {name: f"in quarantine: {entry.cause}" for name, entry in self._engine.quarantined().items()}
-        return {**self._engine.load_failures, **quarantined}
 
     async def _granted(self, arrival: Arrival) -> Ticket:
         """A confirmed ticket: its slot is ours to release.
@@ -331,7 +373,7 @@ class Dispatcher:
 
     def _speculation(self, arrival: Arrival, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
         asked = SpecRequest(arrival.request.num_draft_tokens)
-        pair = capability(model, self._engine.models.get(model.name))
+        pair = capability(model, self._engine.pairs.facts.get(model.name))
         try:
             return decide(asked, lane, pair, spec_policy(arrival.config))
         except SpeculationUnsupported as exc:
@@ -341,16 +383,13 @@ class Dispatcher:
 class Answer:
     """One running request: :meth:`started`, then :meth:`text` until it says None, then :attr:`ending` stands."""
 
-    def __init__(
-        self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], speculation: Callable[[], SpecDecision]
-    ) -> None:
+    def __init__(self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], decision: SpecDecision) -> None:
         self.lane = ticket.lane
         self.route = ticket.route
         self.ending: Ending | None = None
         self._arrival = arrival
         self._now_s = now_s
-        self._speculation = speculation
-        self._decision = speculation()
+        self._decision = decision
         self._queue_ms = self._elapsed_ms()
         self._ttft_ms: float | None = None
         self._demoted: Demotion | None = None
@@ -448,9 +487,6 @@ class Answer:
 
     def _spec_report(self, counters: wire.SpecCounters | None) -> SpeculativeReport:
         decision = self._decision
-        if decision.active and counters is None:
-            # The decision was made before the pair was loaded, and the pair turned out not to be able.
-            decision = self._speculation()
         if counters is None:
             return SpeculativeReport(
                 requested=decision.requested,
@@ -502,18 +538,19 @@ def _ask(arrival: Arrival) -> Ask:
     )
 
 
-def capability(model: ModelConfig, info: wire.ModelInfo | None) -> PairCapability:
-    """What the host found; of a pair that was never loaded, the best is assumed."""
-    if info is None:
+def capability(model: ModelConfig, facts: wire.PairFacts | None) -> PairCapability:
+    """What the host found; of a pair that was never looked at, the best is assumed."""
+    if facts is None:
         return PairCapability(target=model.target, draft=model.draft)
     return PairCapability(
         target=model.target,
         draft=model.draft,
-        target_family=info.target_family,
-        draft_family=info.draft_family,
-        same_vocabulary=info.same_vocabulary,
-        same_template=info.same_template,
-        cache_trimmable=info.cache_trimmable,
+        target_family=facts.target_family,
+        draft_family=facts.draft_family,
+        same_vocabulary=facts.same_vocabulary,
+        same_template=facts.same_template,
+        cache_trimmable=facts.cache_trimmable,
+        backend_ok=any(path.lane == "interactive" and path.problem is None for path in facts.paths),
     )
 
 
@@ -526,7 +563,7 @@ def _not_now(rejected: Rejected) -> errors.NotNow:
             late = "the request's turn does not come within the time that the lane, or the client, allows"
             return errors.DeadlineExceeded(f"the {lane} lane is busy: {late}", retry_after_s=retry_s)
         case "draining":
-            return errors.Draining("the router takes no new requests", retry_after_s=retry_s)
+            return errors.Draining(DRAINING, retry_after_s=retry_s)
 
 
 def _refusal(exc: RequestRefused, request: GenerationRequest) -> errors.RouterError:

@@ -8,22 +8,28 @@ import anyio
 import msgspec
 
 from lanes import wire
+from lanes.pairs import Pairs
 from lanes.supervisor import Supervisor
 from opta_router.dispatch import capability
 from opta_router.serving import host_settings
 from policies.errors import SpeculationUnsupported
-from policies.schema import Config
+from policies.schema import Config, ModelConfig
 from policies.speculation import judge_pair, spec_policy
 
 PROBE_TIMEOUT_S = 600.0
 
 
 class LaneProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """What one lane can do with one model. ``speculation`` is a code of :class:`policies.speculation.SpecReason`."""
+    """What one lane can do with one model.
+
+    ``path`` is the call path that speculation takes or would take here, and ``obstacle`` what the installed engine
+    lacks for it. ``speculation`` is a code of :class:`policies.speculation.SpecReason`.
+    """
 
     lane: wire.Lane
     works: bool
-    engine: str
+    path: str
+    obstacle: str | None
     speculates: bool = False
     speculation: str = "lane"
     detail: str | None = None
@@ -37,6 +43,7 @@ class ModelProbe(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None
     problem: str | None = None
     info: wire.ModelInfo | None = None
+    facts: wire.PairFacts | None = None
     lanes: tuple[LaneProbe, ...] = ()
 
 
@@ -53,16 +60,17 @@ async def probe(config: Config) -> Probe:
     """Start a host, let it load every configured model, look, and end it."""
     settings = host_settings(config)
     models = tuple(msgspec.structs.replace(model, preload=True, keep_alive_s=-1) for model in settings.models)
-    supervisor = Supervisor(msgspec.structs.replace(settings, models=models))
+    lenient = msgspec.structs.replace(settings.pairs, objection=lambda name, facts: None)
+    supervisor = Supervisor(msgspec.structs.replace(settings, models=models, pairs=lenient))
     async with anyio.create_task_group() as tg:
         await tg.start(supervisor.run)
         with anyio.move_on_after(PROBE_TIMEOUT_S):
             await _ready_or_failed(supervisor)
         found = Probe(
-            status="ok" if supervisor.models else "failed",
-            problem=None if supervisor.models else supervisor.last_failure or "no model could be loaded",
+            status="ok" if supervisor.pairs.loaded else "failed",
+            problem=None if supervisor.pairs.loaded else supervisor.last_failure or "no model could be loaded",
             versions=supervisor.versions,
-            models=tuple(_model(config, spec, supervisor) for spec in models),
+            models=tuple(_model(config, model, supervisor.pairs) for model in config.models),
         )
         tg.cancel_scope.cancel()
     return found
@@ -81,25 +89,30 @@ async def _ready_or_failed(supervisor: Supervisor) -> None:
         tg.cancel_scope.cancel()
 
 
-def _model(config: Config, spec: wire.ModelSpec, supervisor: Supervisor) -> ModelProbe:
-    info = supervisor.models.get(spec.name)
-    versions = supervisor.versions
-    if info is None or versions is None:
-        problem = supervisor.load_failures.get(spec.name) or "not loaded"
-        return ModelProbe(name=spec.name, target=spec.target, draft=spec.draft, problem=problem)
-    model = next(model for model in config.models if model.name == spec.name)
+def _model(config: Config, model: ModelConfig, pairs: Pairs) -> ModelProbe:
+    facts = pairs.facts.get(model.name)
+    found = ModelProbe(name=model.name, target=model.target, draft=model.draft, facts=facts)
+    if model.name not in pairs.loaded or facts is None:
+        problem = pairs.view(model.name).message or "not loaded"
+        return msgspec.structs.replace(found, problem=problem)
+    return msgspec.structs.replace(found, info=pairs.loaded[model.name], lanes=_lanes(config, model, facts))
+
+
+def _lanes(config: Config, model: ModelConfig, facts: wire.PairFacts) -> tuple[LaneProbe, ...]:
     detail = None
     try:
-        reason = judge_pair(capability(model, info), spec_policy(config)).value
+        reason = judge_pair(capability(model, facts), spec_policy(config)).value
     except SpeculationUnsupported as exc:
         reason, detail = exc.reason, str(exc)
-    interactive = LaneProbe(
-        lane="interactive",
-        works=detail is None,
-        engine=f"mlx-lm {versions.mlx_lm}",
-        speculates=detail is None and reason in {"approved", "required"},
-        speculation=reason,
-        detail=detail,
+    return tuple(
+        LaneProbe(
+            lane=path.lane,
+            works=path.lane == "throughput" or detail is None,
+            path=path.path,
+            obstacle=path.problem,
+            speculates=path.lane == "interactive" and reason in {"approved", "required"},
+            speculation=reason if path.lane == "interactive" else "lane",
+            detail=detail if path.lane == "interactive" else None,
+        )
+        for path in facts.paths
     )
-    throughput = LaneProbe(lane="throughput", works=True, engine=f"vllm-mlx {versions.vllm_mlx}")
-    return ModelProbe(name=spec.name, target=spec.target, draft=spec.draft, info=info, lanes=(interactive, throughput))

@@ -9,26 +9,36 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio import to_thread
 
+from lanes.pairs import UNLIMITED_BYTES, PairPolicy
 from lanes.supervisor import HostSettings, Supervisor
-from lanes.wire import Lane, LaneSpec, ModelSpec
+from lanes.wire import Lane, LaneSpec, ModelSpec, PairFacts
 from opta_router.app import build_app
 from opta_router.configuration import Configuration
-from opta_router.dispatch import Dispatcher
+from opta_router.dispatch import Dispatcher, capability
 from opta_router.reloading import reload_on_hangup, watch_file
 from opta_router.server import ServerLimits, make_room, serve, stop_signals
 from opta_router.telemetry import Tracing, start_tracing
 from opta_router.telemetry.metrics import Metrics, start_metrics
+from policies.errors import SpeculationUnsupported
 from policies.schema import Config
+from policies.speculation import judge_pair, spec_policy
 
 log = logging.getLogger(__name__)
 
 
-def host_settings(config: Config) -> HostSettings:
-    """What the host needs of the configuration."""
+def host_settings(config: Config, in_force: Callable[[], Config] | None = None) -> HostSettings:
+    """What the host needs of the configuration. ``in_force`` is asked about speculation, which a reload may change."""
+
+    def objection(name: str, facts: PairFacts) -> str | None:
+        return objection_to(name, facts, in_force() if in_force is not None else config)
+
     return HostSettings(
+        pairs=PairPolicy(lambda memory_bytes: config.memory.limit.of(memory_bytes or UNLIMITED_BYTES), objection),
         lanes=lane_specs(config),
         models=tuple(
-            ModelSpec(model.name, model.target, model.draft, model.preload, float(model.keep_alive))
+            ModelSpec(
+                model.name, model.target, model.draft, model.preload, float(model.keep_alive), model.context_tokens
+            )
             for model in config.models
         ),
     )
@@ -41,6 +51,16 @@ def lane_specs(config: Config) -> Mapping[Lane, LaneSpec]:
         "interactive": LaneSpec(interactive.weight, interactive.max_active, interactive.speculation.max_draft_tokens),
         "throughput": LaneSpec(throughput.weight, throughput.max_active, max_step_s=throughput.max_step_ms / 1000),
     }
+
+
+def objection_to(name: str, facts: PairFacts, config: Config) -> str | None:
+    """Why a pair must not be loaded: the configuration insists on speculation, and this pair's cannot work."""
+    model = next(model for model in config.models if model.name == name)
+    try:
+        judge_pair(capability(model, facts), spec_policy(config))
+    except SpeculationUnsupported as exc:
+        return str(exc)
+    return None
 
 
 async def run_router(configuration: Configuration, announce: Callable[[str], None]) -> None:
@@ -76,7 +96,7 @@ async def _run(
     configuration: Configuration, tracing: Tracing, metrics: Metrics, announce: Callable[[str], None]
 ) -> None:
     config = configuration.in_force
-    supervisor = Supervisor(host_settings(config))
+    supervisor = Supervisor(host_settings(config, lambda: configuration.in_force))
     dispatcher = Dispatcher(config, supervisor)
     configuration.on_change(dispatcher.configure)
     configuration.on_change(lambda changed: supervisor.set_lanes(lane_specs(changed)))

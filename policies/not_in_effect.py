@@ -6,7 +6,6 @@ from typing import Any
 
 NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
-        "memory.limit": "memory is not limited; models are loaded as asked",
         "memory.shed": "memory is not watched; no work is shed for it",
         "telemetry.record_content": "prompts and answers are never recorded",
         "speculation.min_acceptance": "speculation is not switched off for a low acceptance ratio",

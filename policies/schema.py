@@ -70,8 +70,13 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     aliases: Annotated[
         tuple[Name, ...], Meta(description="other names; of models that share one, the least busy answers")
     ] = ()
-    keep_alive: Annotated[KeepAlive, Meta(description="idle time before unload")] = _default(KeepAlive(600))
+    keep_alive: Annotated[
+        KeepAlive, Meta(description="idle time before unload; -1: never, not even for another model's sake")
+    ] = _default(KeepAlive(600))
     preload: bool = False
+    context_tokens: Annotated[
+        Count | None, Meta(description="prompt and answer together, if less than the model allows")
+    ] = None
 
 
 class LaneSpeculation(_Section, frozen=True, kw_only=True):

@@ -123,19 +123,27 @@ class SpeculativeEngine:
 
         Runs greedy rounds on ``prompt`` (at least one token) and forgets them.
         """
-        for draft_tokens in range(self._costs.max_draft_tokens + 1):
-            longest = self._costs.max_draft_tokens + 2
-            spec = SequenceSpec("calibration", prompt, longest * (CALIBRATION_ROUNDS + 2), _GREEDY, draft_tokens)
-            run = _Run(spec, self._target, self._draft, RoundCosts(0))
-            while not run.prefilled:
-                run.prefill()
-            run.first_token()
-            run.round(0)
+        for draft_tokens in self.draft_lengths():
+            self.calibrate_length(prompt, draft_tokens)
+
+    def draft_lengths(self) -> range:
+        """How many tokens a round may draft."""
+        return range(self._costs.max_draft_tokens + 1)
+
+    def calibrate_length(self, prompt: tuple[int, ...], draft_tokens: int) -> None:
+        """:meth:`calibrate` for rounds of one length."""
+        longest = self._costs.max_draft_tokens + 2
+        spec = SequenceSpec("calibration", prompt, longest * (CALIBRATION_ROUNDS + 2), _GREEDY, draft_tokens)
+        run = _Run(spec, self._target, self._draft, RoundCosts(0))
+        while not run.prefilled:
+            run.prefill()
+        run.first_token()
+        run.round(0)
+        run.round(draft_tokens)
+        for _ in range(CALIBRATION_ROUNDS):
+            started_s = time.perf_counter()
             run.round(draft_tokens)
-            for _ in range(CALIBRATION_ROUNDS):
-                started_s = time.perf_counter()
-                run.round(draft_tokens)
-                self._costs.observe(draft_tokens, time.perf_counter() - started_s)
+            self._costs.observe(draft_tokens, time.perf_counter() - started_s)
 
     def _start(self, run: _Run) -> _Settle:
         """Dispatch the next piece of ``run``; what is returned waits for it, and says what it brought."""

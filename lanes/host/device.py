@@ -11,17 +11,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from lanes import wire
 from lanes.engines.base import Adopting, Emission, Engine, Releasing, SequenceSpec
-from lanes.errors import ModelLoadFailed
 from lanes.fair_share import FairShare
 from lanes.heartbeat import Heartbeat
+from lanes.host import loader
+from lanes.host.loader import Loader
 from lanes.host.pipeline import Pipeline
-from lanes.host.residents import Memory, Resident, load_resident
+from lanes.host.residents import Resident
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +32,11 @@ PRESENCE_S: Final = 5.0
 """How long a lane that has had work is expected back: a person reads an answer, and asks again."""
 
 
-class Load(msgspec.Struct, frozen=True):
-    """Make a model resident."""
-
-    spec: wire.ModelSpec
-
-
 class Add(msgspec.Struct, frozen=True):
-    """Start a sequence; the model is loaded first if it is not resident."""
+    """Start a sequence on a resident model."""
 
     lane: wire.Lane
-    model: wire.ModelSpec
+    model: str
     sequence: SequenceSpec
 
 
@@ -68,14 +63,7 @@ class Stop(msgspec.Struct, frozen=True):
     """End the thread."""
 
 
-Command = Load | Add | Cancel | Move | SetLanes | Stop
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """A model is resident; its tokenizer outlives its weights."""
-
-    info: wire.ModelInfo
-    tokenizer: Any
+Command = loader.Order | Add | Cancel | Move | SetLanes | Stop
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -85,7 +73,7 @@ class Moved(msgspec.Struct, frozen=True):
     lane: wire.Lane
 
 
-Report = Emission | Moved | Loaded | wire.ModelFailed | wire.ModelUnloaded | wire.Stats
+Report = Emission | Moved | loader.Report | wire.Stats
 
 
 class DeviceThread:
@@ -108,14 +96,14 @@ class DeviceThread:
         self._publish = publish
         self._heart = heartbeat if heartbeat is not None else Heartbeat()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._residents: dict[str, Resident] = {}
+        self._loader = Loader(self._lanes)
+        self._residents = self._loader.residents
         self._engines: dict[str, Engine] = {}
         self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
         self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
         self._stepped_s: dict[wire.Lane, float] = {}
         self._expected_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
         self._pipeline = Pipeline()
-        self._memory: Memory | None = None
         self._heartbeat_due_s = 0.0
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -136,14 +124,16 @@ class DeviceThread:
             lane = self._arbiter.select(self._backlogged())
             if lane is not None:
                 self._step(lane)
-            else:
-                self._finish_all()
+            if lane is None or self._loader.busy:
+                self._finish_all()  # a piece of a load is nobody's step
+            if self._loader.busy:
+                self._heart.loading(self._loader.loading)
+                self._report(self._loader.advance(others_wait=lane is not None))
             self._heartbeat()
-            self._unload_idle()
 
     def _obey(self) -> bool:
         """Apply all queued commands; without work, wait for one. False when the thread is to end."""
-        idle = not self._backlogged() and not self._pipeline
+        idle = not self._backlogged() and not self._pipeline and not self._loader.busy
         while True:
             if idle:
                 self._heart.idle()
@@ -163,8 +153,11 @@ class DeviceThread:
         if not isinstance(command, Add | SetLanes):
             self._finish_all()  # it changes what a step may be at work on
         match command:
-            case Load(spec):
-                self._resident(spec)
+            case loader.Unload(name):
+                self._end_all_of(name)
+                self._obey_order(command)
+            case loader.Prepare() | loader.Load():
+                self._obey_order(command)
             case Add(lane, model, sequence):
                 self._add(lane, model, sequence)
             case Cancel(request_id):
@@ -180,12 +173,11 @@ class DeviceThread:
                 for lane, settings in lanes.items():
                     self._arbiter.set_weight(lane, settings.weight)
 
-    def _add(self, lane: wire.Lane, model: wire.ModelSpec, sequence: SequenceSpec) -> None:
-        resident = self._resident(model)
+    def _add(self, lane: wire.Lane, model: str, sequence: SequenceSpec) -> None:
+        resident = self._residents.get(model)
         if resident is None:
-            self._publish([Emission(sequence.request_id, error=f"model {model.name!r} could not be loaded")])
+            self._publish([Emission(sequence.request_id, error=f"model {model!r} is not resident")])
             return
-        resident.last_used_s = time.monotonic()
         try:
             engine = resident.engines[lane]
             engine.add(sequence)
@@ -210,24 +202,13 @@ class DeviceThread:
         here = next(name for name, owner in engines.items() if owner is self._engines[request_id])
         self._publish([Moved(request_id, here)])
 
-    def _resident(self, spec: wire.ModelSpec) -> Resident | None:
-        resident = self._residents.get(spec.name)
-        if resident is not None:
-            return resident
-        self._heart.loading(spec.name)
-        try:
-            resident = load_resident(spec, self._lanes)
-        except ModelLoadFailed as exc:
-            self._publish([wire.ModelFailed(spec.name, str(exc))])
-            return None
-        except Exception as exc:  # whoever waits for this model must hear of it, whatever went wrong
-            log.exception("model %s could not be made resident", spec.name)
-            self._publish([wire.ModelFailed(spec.name, f"{type(exc).__name__}: {exc}")])
-            return None
-        self._residents[spec.name] = resident
-        self._memory = resident.memory
-        self._publish([Loaded(resident.info, resident.tokenizer)])
-        return resident
+    def _obey_order(self, order: loader.Order) -> None:
+        self._heart.loading(order.model)
+        self._report(self._loader.obey(order))
+
+    def _report(self, reports: list[loader.Report]) -> None:
+        if reports:
+            self._publish([*reports])
 
     def _backlogged(self) -> list[wire.Lane]:
         return [lane for lane in self._lanes if any(r.engines[lane].has_work() for r in self._residents.values())]
@@ -241,7 +222,6 @@ class DeviceThread:
             self._finish()
             return
         resident.last_step[lane] = self._steps[lane]
-        resident.last_used_s = time.monotonic()
         self._steps[lane] += 1
         # What the step costs is known when it is over: until then it counts as the one before it.
         expected_s = self._expected_s[lane]
@@ -265,7 +245,8 @@ class DeviceThread:
         try:
             emissions, cost_s = self._pipeline.finish()
         except Exception as exc:
-            emissions, cost_s = self._failed(lane, engine, exc), time.perf_counter() - started_s
+            emissions = self._failed(lane, engine, exc)
+            cost_s = time.perf_counter() - started_s
         self._arbiter.charge(lane, cost_s - expected_s)
         self._expected_s[lane] = cost_s
         self._device_s[lane] += cost_s
@@ -297,10 +278,20 @@ class DeviceThread:
 
     def _failed(self, lane: wire.Lane, engine: Engine, exc: Exception) -> list[Emission]:
         log.error("a step of the %s lane failed", lane, exc_info=exc)
+        return self._end_all_on(engine, f"{type(exc).__name__}: {exc}")
+
+    def _end_all_on(self, engine: Engine, why: str) -> list[Emission]:
         failed = [request_id for request_id, owner in self._engines.items() if owner is engine]
         engine.close()
         self._pipeline.drop(engine)
-        return [Emission(request_id, error=f"{type(exc).__name__}: {exc}") for request_id in failed]
+        return [Emission(request_id, error=why) for request_id in failed]
+
+    def _end_all_of(self, model: str) -> None:
+        """Requests have ended before their model is unloaded; if one has not, it ends with it, and hears of it."""
+        resident = self._residents.get(model)
+        engines = resident.engines if resident is not None else {}
+        for lane, engine in engines.items():
+            self._give(lane, engine, self._end_all_on(engine, f"model {model!r} was unloaded"))
 
     def _heartbeat(self) -> None:
         now_s = time.monotonic()
@@ -310,7 +301,7 @@ class DeviceThread:
         self._publish([self._stats()])
 
     def _stats(self) -> wire.Stats:
-        active_bytes, peak_bytes = self._memory() if self._memory else (0, 0)
+        active_bytes, peak_bytes = self._loader.memory()
         return wire.Stats(
             steps=sum(self._steps.values()),
             lanes={
@@ -324,12 +315,3 @@ class DeviceThread:
             active_memory_bytes=active_bytes,
             peak_memory_bytes=peak_bytes,
         )
-
-    def _unload_idle(self) -> None:
-        now_s = time.monotonic()
-        for name, resident in list(self._residents.items()):
-            busy = any(engine.active() for engine in resident.engines.values())
-            if not busy and resident.expired(now_s):
-                del self._residents[name]
-                resident.close()
-                self._publish([wire.ModelUnloaded(name)])

@@ -1,35 +1,35 @@
-"""Loading a pair: where its files are, whether they are safe to load, and whether its draft fits its target.
+"""Building and loading models in pieces, so that the device can compute for others in between.
 
-Everything here that touches arrays runs on the device thread.
+Everything here runs on the device thread. A model is first built of arrays that are not read yet: that shows in
+milliseconds whether its architecture is known, whether the weights are that architecture's, and what it will need.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, Final
 
 import mlx.core as mx
 import msgspec
-from huggingface_hub import snapshot_download
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
-from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
+from mlx_lm.utils import dequantize_model, load_model
 
-from lanes import embedded
 from lanes.errors import ModelLoadFailed
-from lanes.wire import ModelInfo, ModelSpec
+from lanes.host.examine import Examined, Part, examine
+from lanes.wire import ModelInfo, ModelProgress, ModelSpec, Stage
 
-EMBEDDED = "embedded:"
-FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
-"""What is fetched of a Hugging Face repository: data only, never code."""
+DEFAULT_CONTEXT_TOKENS: Final = 4096
+CACHE_STEP_TOKENS: Final = 256
+"""mlx-lm's caches grow by as many."""
 
-UNSAFE_KEYS = ("model_file", "auto_map")
-"""Keys of config.json and tokenizer_config.json that make a loader run the model's own code (CVE-2026-5843)."""
+PIECE_BYTES: Final = 8 * 1024**2
+"""What is read at a time: about 45 ms of a CPU, dequantised."""
 
-DEFAULT_CONTEXT_TOKENS = 4096
+PROBE_TEXT: Final = "def calibrate(self, rounds):\n    return [self.round() for _ in range(rounds)]\n"
+PROBE_TOKENS: Final = 32
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -42,111 +42,138 @@ class Pair(msgspec.Struct, frozen=True):
     eos: frozenset[int]
 
 
-def resolve(source: str) -> Path:
-    """The local directory of ``embedded:…``, of a directory, or of a Hugging Face repository (fetched if need be).
+def build(part: Part) -> nn.Module:
+    """The model, none of its weights read. On a CPU they become fp32, quantised ones too: it is the only type that the
+    CPU's BLAS multiplies fast.
 
     Raises:
-        ModelLoadFailed: there is nothing under that name.
+        ModelLoadFailed: the architecture is not known, or the weights are not its.
     """
-    if source.startswith(EMBEDDED):
-        try:
-            return embedded.path(source.removeprefix(EMBEDDED))
-        except ValueError as exc:
-            raise ModelLoadFailed(str(exc)) from exc
-    local = Path(source).expanduser()
-    if local.is_dir():
-        return local
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ModelLoadFailed(
-            f"{source}: no such directory, and not the name of a Hugging Face repository (owner/name)"
-        )
     try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
-    except Exception as exc:  # the hub client raises a dozen unrelated classes
-        raise ModelLoadFailed(f"{source}: could not be fetched: {exc}") from exc
+        model, _ = load_model(part.directory, lazy=True)
+        # Every layer has drawn weights that are then replaced. The keys that follow from each draw are a chain that
+        # grows for as long as nobody evaluates it: 2 KiB a draw, over all loads (mlx 0.32.4).
+        mx.eval(mx.random.state)
+        if mx.default_device() == mx.Device(mx.cpu):
+            model = dequantize_model(model)
+            model.set_dtype(mx.float32)
+    except Exception as exc:  # whatever a malformed file makes the loader raise
+        raise ModelLoadFailed(f"{part.directory}: {type(exc).__name__}: {exc}") from exc
+    return model
 
 
-def check_safe(directory: Path) -> None:
-    """Refuse a model that would run code or read outside its directory, before anything of it is loaded.
-
-    Raises:
-        ModelLoadFailed: naming the file and what is wrong with it.
-    """
-    root = directory.resolve()
-    # A Hugging Face snapshot is links into its repository's blobs, two levels up.
-    allowed = root.parents[1] if root.parent.name == "snapshots" else root
-    for file in sorted(directory.iterdir()):
-        if not file.resolve().is_relative_to(allowed):
-            raise ModelLoadFailed(f"{file}: links outside of the model's directory")
-    for name in ("config.json", "tokenizer_config.json"):
-        file = directory / name
-        if not file.exists():
-            if name == "config.json":
-                raise ModelLoadFailed(f"{directory}: has no config.json")
-            continue
-        try:
-            config = json.loads(file.read_text("utf-8"))
-        except (ValueError, OSError) as exc:
-            raise ModelLoadFailed(f"{file}: {exc}") from exc
-        for key in UNSAFE_KEYS:
-            if key in config:
-                raise ModelLoadFailed(f"{file}: {key!r} would run code that comes with the model; it is never executed")
-    if not list(directory.glob("model*.safetensors")):
-        raise ModelLoadFailed(f"{directory}: has no model*.safetensors; no other format is loaded")
-
-
-def load_pair(spec: ModelSpec) -> Pair:
-    """Load target and draft as one unit.
-
-    On a CPU the weights become fp32, quantised ones too: it is the only type that the CPU's BLAS multiplies fast.
-
-    Raises:
-        ModelLoadFailed: either cannot be loaded, or the draft's tokens are not the target's.
-    """
-    started_s = time.monotonic()
-    target, config, tokenizer = _load(resolve(spec.target))
-    draft, draft_config, draft_tokenizer = _load(resolve(spec.draft)) if spec.draft is not None else (None, {}, None)
-    eos = frozenset(int(token) for token in tokenizer.eos_token_ids if token is not None)
-    info = ModelInfo(
-        name=spec.name,
-        target=spec.target,
-        draft=spec.draft,
-        context_tokens=int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS),
-        vocab_size=len(tokenizer.get_vocab()),
-        target_bytes=_bytes(target),
-        draft_bytes=_bytes(draft) if draft is not None else 0,
-        load_s=round(time.monotonic() - started_s, 3),
-        same_vocabulary=draft_tokenizer is not None and _same_vocabulary(tokenizer, draft_tokenizer),
-        same_template=draft_tokenizer is not None and tokenizer.chat_template == draft_tokenizer.chat_template,
-        cache_trimmable=_trimmable(target) and (draft is None or _trimmable(draft)),
-        target_family=str(config.get("model_type", "")),
-        draft_family=str(draft_config.get("model_type", "")),
-    )
-    return Pair(info, target, draft, tokenizer, eos)
-
-
-def _load(directory: Path) -> tuple[Any, dict[str, Any], Any]:
-    check_safe(directory)
-    try:
-        model, config = load_model(directory)
-        tokenizer = load_tokenizer(directory, eos_token_ids=config.get("eos_token_id"))
-    except Exception as exc:  # whatever a malformed file makes the loaders raise
-        raise ModelLoadFailed(f"{directory.name}: {type(exc).__name__}: {exc}") from exc
-    if mx.default_device() == mx.Device(mx.cpu):
-        model = dequantize_model(model)
-        model.set_dtype(mx.float32)
-    mx.eval(model.parameters())
-    return model, config, tokenizer
-
-
-def _bytes(model: nn.Module) -> int:
+def weight_bytes(model: nn.Module) -> int:
+    """What the weights take on the device."""
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
-def _same_vocabulary(one: Any, other: Any) -> bool:
-    """The same tokens under the same ids, special ones included."""
-    return bool(one.get_vocab() == other.get_vocab() and one.all_special_ids == other.all_special_ids)
+def cache_bytes(model: nn.Module, tokens: int) -> int:
+    """What the cache of one sequence of ``tokens`` takes: from the shapes that the model itself gives its caches.
+
+    Raises:
+        ModelLoadFailed: the model cannot be run.
+    """
+    try:
+        one, two = (_cache_sizes(model, length) for length in (1, CACHE_STEP_TOKENS + 1))
+    except Exception as exc:  # the model's own code
+        raise ModelLoadFailed(f"its forward pass cannot be run: {type(exc).__name__}: {exc}") from exc
+    total_bytes = 0
+    for cache, small, large in zip(make_prompt_cache(model), one, two, strict=True):
+        window = min(tokens, getattr(cache, "max_size", None) or tokens)
+        steps = -(-window // CACHE_STEP_TOKENS)
+        total_bytes += small + (large - small) * (steps - 1)
+    return total_bytes
 
 
-def _trimmable(model: nn.Module) -> bool:
+def _cache_sizes(model: nn.Module, tokens: int) -> list[int]:
+    """Of a pass that is never computed."""
+    caches = make_prompt_cache(model)
+    model(mx.zeros((1, tokens), mx.int32), cache=caches)
+    return [int(cache.nbytes) for cache in caches]
+
+
+def trimmable(model: nn.Module) -> bool:
+    """Whether rejected draft tokens can be taken back out of its caches."""
     return bool(can_trim_prompt_cache(make_prompt_cache(model)))
+
+
+def context_tokens(examined: Examined) -> int:
+    """Prompt and answer together: what the model allows, and the configuration."""
+    own = int(examined.target.config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+    return min(own, examined.spec.context_tokens or own)
+
+
+def loading(examined: Examined) -> Generator[ModelProgress, None, Pair]:
+    """Load target and draft as one unit, one array after the other.
+
+    Raises:
+        ModelLoadFailed: either cannot be loaded, or gives no numbers.
+    """
+    started_s = time.monotonic()
+    target = yield from _load_part(examined.spec.name, "target", examined.target)
+    draft = None
+    if examined.draft is not None:
+        draft = yield from _load_part(examined.spec.name, "draft", examined.draft)
+    tokenizer = examined.target.tokenizer
+    info = ModelInfo(
+        name=examined.spec.name,
+        target=examined.spec.target,
+        draft=examined.spec.draft,
+        context_tokens=context_tokens(examined),
+        vocab_size=len(tokenizer.get_vocab()),
+        target_bytes=weight_bytes(target),
+        draft_bytes=weight_bytes(draft) if draft is not None else 0,
+        load_s=round(time.monotonic() - started_s, 3),
+    )
+    eos = frozenset(int(token) for token in tokenizer.eos_token_ids if token is not None)
+    return Pair(info, target, draft, tokenizer, eos)
+
+
+def _load_part(name: str, stage: Stage, part: Part) -> Generator[ModelProgress, None, nn.Module]:
+    model = build(part)
+    total_bytes = weight_bytes(model)
+    for done_bytes in _evaluated(model):
+        yield ModelProgress(name, stage, done_bytes, total_bytes)
+    logits = model(mx.array([probe_prompt(part.tokenizer)]))
+    if not mx.isfinite(logits).all().item():
+        raise ModelLoadFailed(f"{part.directory}: its weights are damaged: the model's output is not finite")
+    yield ModelProgress(name, stage, total_bytes, total_bytes)
+    return model
+
+
+def _evaluated(model: nn.Module) -> Iterator[int]:
+    done_bytes = 0
+    piece: list[mx.array] = []
+    for _, array in tree_flatten(model.parameters()):
+        piece.append(array)
+        if sum(part.nbytes for part in piece) >= PIECE_BYTES:
+            done_bytes += _evaluate(piece)
+            yield done_bytes
+    yield done_bytes + _evaluate(piece)
+
+
+def _evaluate(piece: list[mx.array]) -> int:
+    mx.eval(piece)
+    size_bytes = sum(array.nbytes for array in piece)
+    piece.clear()
+    return size_bytes
+
+
+def probe_prompt(tokenizer: Any) -> list[int]:
+    """Tokens to try a model with."""
+    return list(tokenizer.encode(PROBE_TEXT)[:PROBE_TOKENS])
+
+
+def load_pair(spec: ModelSpec) -> Pair:
+    """Load a pair in one go.
+
+    Raises:
+        ModelLoadFailed: it cannot be loaded.
+    """
+    steps = loading(examine(spec))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            pair: Pair = end.value
+            return pair

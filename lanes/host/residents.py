@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
+import msgspec
+
 from lanes import wire
-from lanes.engines.base import Engine
-from lanes.engines.scripted import ScriptedEngine, ScriptedTokenizer, parse_script
+from lanes.engines.base import Engine, SequenceSpec, advance
+from lanes.engines.scripted import Script, ScriptedEngine, ScriptedTokenizer, parse_script
 from lanes.errors import ModelLoadFailed
+from lanes.host.examine import Examined
+from lanes.host.examine import examine as examine_files
+from lanes.host.probe import speculation_paths
+from lanes.host.sources import OnBytes
 
 SCRIPTED = "scripted:"
-CALIBRATION_TOKENS = 32
-
-Memory = Callable[[], tuple[int, int]]
-"""Active and peak device memory, in bytes."""
+SCRIPTED_CONTEXT_TOKENS = 1 << 20
+TRIAL_TOKENS = 2
 
 
 class Resident:
@@ -24,23 +29,14 @@ class Resident:
 
     def __init__(
         self,
-        spec: wire.ModelSpec,
         info: wire.ModelInfo,
         tokenizer: Any,
         engines: Mapping[wire.Lane, Engine],
-        memory: Memory | None = None,
     ) -> None:
         self.info = info
         self.tokenizer = tokenizer
         self.engines = engines
-        self.memory = memory
-        self.last_used_s = time.monotonic()
         self.last_step: dict[wire.Lane, int] = dict.fromkeys(engines, -1)
-        self._keep_alive_s = spec.keep_alive_s
-
-    def expired(self, now_s: float) -> bool:
-        """True if an idle model has outlived its ``keep_alive``; a negative one means for ever."""
-        return 0 <= self._keep_alive_s <= now_s - self.last_used_s
 
     def close(self) -> None:
         """Give the memory back."""
@@ -49,48 +45,102 @@ class Resident:
         self.engines = {}
 
 
-def load_resident(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Resident:
-    """Load a model and make its engines.
+class Scripted(msgspec.Struct, frozen=True):
+    """A model of the scripted engine, which has no files to look at."""
+
+    spec: wire.ModelSpec
+    script: Script
+    tokenizer: ScriptedTokenizer = ScriptedTokenizer()
+
+
+Examination = Examined | Scripted
+"""What is known of a pair before the device has seen it."""
+
+
+def examine(spec: wire.ModelSpec, on_bytes: OnBytes) -> Examination:
+    """Find a pair's files and look at them; blocks, on any thread.
+
+    Raises:
+        ModelLoadFailed: it cannot be loaded.
+    """
+    if not spec.target.startswith(SCRIPTED):
+        return examine_files(spec, on_bytes)
+    try:
+        return Scripted(spec, parse_script(spec.target.removeprefix(SCRIPTED)))
+    except ValueError as exc:
+        raise ModelLoadFailed(f"{spec.target}: {exc}") from exc
+
+
+def facts_of(examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> wire.PairFacts:
+    """What the pair needs; on the device thread.
+
+    Raises:
+        ModelLoadFailed: it cannot be loaded.
+    """
+    if isinstance(examined, Scripted):
+        paths = tuple(wire.CallPath(lane, "scripted") for lane in lanes)
+        return wire.PairFacts(SCRIPTED_CONTEXT_TOKENS, 0, 0, 0, 0, 0, paths=paths)
+    from lanes.host import preflight  # noqa: PLC0415
+
+    _prepare_device()
+    return preflight.facts_of(examined, lanes)
+
+
+def loading(
+    examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]
+) -> Generator[wire.ModelProgress, None, Resident]:
+    """Load a pair and make its engines, in bounded pieces; on the device thread.
 
     Raises:
         ModelLoadFailed: it cannot be loaded; nothing of it stays in memory.
     """
-    if spec.target.startswith(SCRIPTED):
-        return _scripted(spec, lanes)
-    return _pair(spec, lanes)
+    if isinstance(examined, Scripted):
+        return _scripted(examined, lanes)
+    return (yield from _pair(examined, lanes))
 
 
-def _pair(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Resident:
+def _pair(
+    examined: Examined, lanes: Mapping[wire.Lane, wire.LaneSpec]
+) -> Generator[wire.ModelProgress, None, Resident]:
     # Here, because importing mlx-lm takes seconds that a host of scripted models need not spend.
     import mlx.core as mx  # noqa: PLC0415
 
     from lanes.engines.speculative import SpeculativeEngine  # noqa: PLC0415
     from lanes.engines.throughput import ThroughputEngine  # noqa: PLC0415
-    from lanes.host.models import load_pair  # noqa: PLC0415
+    from lanes.host import models  # noqa: PLC0415
 
     _prepare_device()
-    pair = load_pair(spec)
-    usable = pair.info.same_vocabulary and pair.info.cache_trimmable
-    interactive = SpeculativeEngine(
-        pair.target,
-        pair.draft if usable else None,
-        pair.eos,
-        lanes["interactive"].max_draft_tokens,
-    )
-    prompt = pair.tokenizer.encode("def calibrate(self, rounds):\n    return [self.round() for _ in range(rounds)]\n")
-    interactive.calibrate(tuple(prompt[:CALIBRATION_TOKENS]))
+    started_s = time.monotonic()
+    pair = yield from models.loading(examined)
+    obstacles = [path.problem for path in speculation_paths(pair.target) if path.lane == "interactive"]
+    usable = examined.same_vocabulary and models.trimmable(pair.target) and not any(obstacles)
+    draft = pair.draft if usable and pair.draft is not None and models.trimmable(pair.draft) else None
+    interactive = SpeculativeEngine(pair.target, draft, pair.eos, lanes["interactive"].max_draft_tokens)
+    prompt = tuple(models.probe_prompt(pair.tokenizer))
+    for draft_tokens in interactive.draft_lengths():
+        yield wire.ModelProgress(pair.info.name, "calibrating")
+        interactive.calibrate_length(prompt, draft_tokens)
     batches = lanes["throughput"]
     throughput = ThroughputEngine(
         pair.target, pair.eos, batches.max_active, batches.max_step_s if batches.max_step_s is not None else 0.25
     )
+    yield wire.ModelProgress(pair.info.name, "calibrating")
+    _try_batch(throughput, prompt)
     mx.clear_cache()
     return Resident(
-        spec,
-        pair.info,
+        msgspec.structs.replace(pair.info, load_s=round(time.monotonic() - started_s, 3)),
         pair.tokenizer,
         {"interactive": interactive, "throughput": throughput},
-        lambda: (mx.get_active_memory(), mx.get_peak_memory()),
     )
+
+
+def _try_batch(engine: Engine, prompt: tuple[int, ...]) -> None:
+    """A tiny real run: a cache that cannot be batched shows here, not in a client's answer."""
+    engine.add(SequenceSpec("probe", prompt, TRIAL_TOKENS, wire.Sampling(temperature=0.0)))
+    while engine.has_work():
+        for emission in advance(engine):
+            if emission.error is not None:
+                raise ModelLoadFailed(f"the throughput lane cannot run it: {emission.error}")
 
 
 @functools.cache
@@ -108,22 +158,20 @@ def _prepare_device() -> None:
     # mlx-lm's batch generator wires the model's memory on Metal. Together with a second model and cache eviction that
     # has panicked whole machines (https://github.com/ml-explore/mlx/issues/3186).
     mx.set_wired_limit = lambda limit: 0 * limit
+    # What has been imported stays. Looking through it would hold the device for 22 ms whenever a pair is unloaded.
+    gc.freeze()
 
 
-def _scripted(spec: wire.ModelSpec, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Resident:
-    try:
-        script = parse_script(spec.target.removeprefix(SCRIPTED))
-    except ValueError as exc:
-        raise ModelLoadFailed(f"{spec.target}: {exc}") from exc
-    tokenizer = ScriptedTokenizer()
+def _scripted(examined: Scripted, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> Resident:
+    spec, tokenizer = examined.spec, examined.tokenizer
     info = wire.ModelInfo(
         name=spec.name,
         target=spec.target,
         draft=spec.draft,
-        context_tokens=1 << 20,
+        context_tokens=SCRIPTED_CONTEXT_TOKENS,
         vocab_size=tokenizer.vocab_size,
         target_bytes=0,
         draft_bytes=0,
         load_s=0.0,
     )
-    return Resident(spec, info, tokenizer, {lane: ScriptedEngine(**script) for lane in lanes})
+    return Resident(info, tokenizer, {lane: ScriptedEngine(**examined.script) for lane in lanes})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -13,13 +12,14 @@ from anyio.abc import SocketStream, TaskGroup
 
 from lanes import heartbeat, wire
 from lanes.engines.base import Emission, SequenceSpec
-from lanes.errors import RequestRefused, WireError
+from lanes.errors import ModelLoadFailed, RequestRefused, WireError
 from lanes.framed import FramedSocket
-from lanes.host import device
+from lanes.host import device, loader
 from lanes.host.answer import Answer
 from lanes.host.orphan import die_with_parent
 from lanes.host.probe import versions
 from lanes.host.prompt import PromptEncoder, is_short
+from lanes.host.residents import Examination, examine
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,10 @@ class HostService:
         self._device: device.DeviceThread | None = None
         self._models: dict[str, wire.ModelSpec] = {}
         self._encoders: dict[str, PromptEncoder] = {}
-        self._load_ended: dict[str, asyncio.Event] = {}
+        self._examined: dict[str, Examination] = {}
         self._answers: dict[str, Answer] = {}
         self._encoding: set[str] = set()
+        self._progress_due_s = 0.0
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -57,13 +58,20 @@ class HostService:
         match message:
             case wire.Configure():
                 self._configure(message)
-                self._tasks.start_soon(self._preload)
+                self._socket.put(wire.Ready())
             case wire.Submit():
                 self._submit(message)
             case wire.Cancel(request_id):
                 self._cancel(request_id)
             case wire.Move(request_id, lane):
                 self._require_device().send(device.Move(request_id, lane))
+            case wire.Prepare(name):
+                self._tasks.start_soon(self._prepare, name)
+            case wire.Load(name):
+                self._require_device().send(loader.Load(self._examined[name]))
+            case wire.Unload(name):
+                self._encoders.pop(name, None)
+                self._require_device().send(loader.Unload(name))
             case wire.SetLanes(lanes):
                 self._require_device().send(device.SetLanes(lanes))
             case wire.Shutdown():
@@ -73,24 +81,45 @@ class HostService:
         if message.protocol != wire.PROTOCOL_VERSION:
             raise WireError(f"the router speaks protocol {message.protocol}, this host {wire.PROTOCOL_VERSION}")
         self._models = {spec.name: spec for spec in message.models}
-        self._load_ended = {spec.name: asyncio.Event() for spec in message.models}
         die_with_parent()  # only now: before, there are files to be removed
         self._device = device.DeviceThread(message.lanes, self._publish, heartbeat.inherited())
         self._device.start()
 
-    async def _preload(self) -> None:
-        preloaded = [spec for spec in self._models.values() if spec.preload]
-        for spec in preloaded:
-            self._require_device().send(device.Load(spec))
-        for spec in preloaded:
-            await self._load_ended[spec.name].wait()
-        self._socket.put(wire.Ready())
+    async def _prepare(self, name: str) -> None:
+        """Have a worker thread look at the files, then the device thread at what they make."""
+
+        def said(done_bytes: int, total_bytes: int) -> None:
+            progress = wire.ModelProgress(name, "fetching", done_bytes, total_bytes)
+            self._loop.call_soon_threadsafe(self._put_progress, progress)
+
+        self._socket.put(wire.ModelProgress(name, "examining"))
+        try:
+            examined = await to_thread.run_sync(examine, self._models[name], said, abandon_on_cancel=True)
+        except ModelLoadFailed as exc:
+            self._socket.put(wire.ModelFailed(name, str(exc)))
+        except Exception as exc:  # whoever waits for this pair must hear of it, whatever went wrong
+            log.exception("model %s could not be looked at", name)
+            self._socket.put(wire.ModelFailed(name, f"{type(exc).__name__}: {exc}"))
+        else:
+            self._examined[name] = examined
+            self._require_device().send(loader.Prepare(examined))
+
+    def _put_progress(self, progress: wire.ModelProgress) -> None:
+        """At most every so often, and the last one."""
+        now_s = self._loop.time()
+        if now_s >= self._progress_due_s or progress.done_bytes == progress.total_bytes:
+            self._progress_due_s = now_s + loader.PROGRESS_S
+            self._socket.put(progress)
 
     def _submit(self, submit: wire.Submit) -> None:
         encoder = self._encoders.get(submit.model)
-        if encoder is None or not is_short(submit.prompt):
+        if encoder is None:
+            problem = f"model {submit.model!r} is not resident"
+            self._refuse(submit, RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, problem))
+            return
+        if not is_short(submit.prompt):
             self._encoding.add(submit.request_id)
-            self._tasks.start_soon(self._submit_later, submit)
+            self._tasks.start_soon(self._submit_later, submit, encoder)
             return
         try:
             prompt = encoder.encode(submit.prompt)
@@ -99,10 +128,9 @@ class HostService:
         else:
             self._start(submit, encoder, prompt)
 
-    async def _submit_later(self, submit: wire.Submit) -> None:
+    async def _submit_later(self, submit: wire.Submit, encoder: PromptEncoder) -> None:
         refusal: RequestRefused | None = None
         try:
-            encoder = await self._encoder(submit.model)
             prompt = await to_thread.run_sync(encoder.encode, submit.prompt)
         except RequestRefused as exc:
             refusal = exc
@@ -132,20 +160,7 @@ class HostService:
             submit.num_draft_tokens,
             submit.emitted.token_ids,
         )
-        self._require_device().send(device.Add(submit.lane, self._models[submit.model], sequence))
-
-    async def _encoder(self, model: str) -> PromptEncoder:
-        spec = self._models.get(model)
-        if spec is None:
-            raise RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, f"no model {model!r} is configured")
-        if model not in self._encoders:
-            self._require_device().send(device.Load(spec))
-            self._load_ended[model].clear()
-            await self._load_ended[model].wait()
-        encoder = self._encoders.get(model)
-        if encoder is None:
-            raise RequestRefused(wire.FailureCode.MODEL_UNAVAILABLE, f"model {model!r} could not be loaded")
-        return encoder
+        self._require_device().send(device.Add(submit.lane, submit.model, sequence))
 
     def _cancel(self, request_id: str) -> None:
         if request_id in self._encoding:
@@ -169,11 +184,9 @@ class HostService:
                     answer = self._answers.get(request_id)
                     if answer is not None:
                         events.append(answer.moved(lane))
-                case device.Loaded(info, tokenizer):
-                    self._loaded(info, tokenizer)
-                case wire.ModelFailed(name):
-                    self._load_ended[name].set()
-                    self._socket.put(report)
+                case loader.Loaded(info, tokenizer):
+                    self._encoders[info.name] = PromptEncoder(tokenizer, info.context_tokens)
+                    self._socket.put(wire.ModelLoaded(info))
                 case _:
                     self._socket.put(report)
         if events:
@@ -189,11 +202,6 @@ class HostService:
             if emission.finish is None and emission.error is None:
                 self._require_device().send(device.Cancel(request_id))
         return events
-
-    def _loaded(self, info: wire.ModelInfo, tokenizer: Any) -> None:
-        self._encoders[info.name] = PromptEncoder(tokenizer, info.context_tokens)
-        self._socket.put(wire.ModelLoaded(info))
-        self._load_ended[info.name].set()
 
     def _send(self, events: list[wire.Event]) -> None:
         self._socket.put(wire.Events(tuple(events)))

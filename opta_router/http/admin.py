@@ -15,6 +15,7 @@ from starlette.routing import Route
 from opta_router.dialects import openai
 from opta_router.dialects.body import decode
 from opta_router.errors import LaneNotFound, RouterError, UnsupportedMediaType
+from opta_router.http import admin_models
 from opta_router.http.auth import authorize_admin
 from opta_router.http.engine import engine_view
 from opta_router.service import Service, service_of
@@ -57,6 +58,9 @@ def routes() -> list[Route]:
         _route("/admin/status", "GET", _status),
         _route("/admin/lanes", "GET", _lanes),
         _route("/admin/lanes/{lane}", "PATCH", _set_lane),
+        _route("/admin/models", "GET", admin_models.models),
+        _route("/admin/models/{name:path}/load", "POST", admin_models.load),
+        _route("/admin/models/{name:path}/unload", "POST", admin_models.unload),
         _route("/admin/reload", "POST", _reload),
         _route("/admin/drain", "POST", _drain),
         _route("/admin/drain", "DELETE", _undrain),
@@ -90,7 +94,14 @@ async def _status(_request: Request, service: Service, _who: str) -> Response:
         "loaded_at": _utc(configuration.loaded_at_s),
         "last_error": {"at": _utc(refusal.at_s), **_explained(refusal.error)} if refusal is not None else None,
     }
-    return _json({"engine": engine_view(service), "config": config, "lanes": _lane_views(service)})
+    return _json(
+        {
+            "engine": engine_view(service),
+            "config": config,
+            "lanes": _lane_views(service),
+            "models": admin_models.views(service),
+        }
+    )
 
 
 async def _lanes(_request: Request, service: Service, _who: str) -> Response:

@@ -40,7 +40,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
 
 def engine_view(service: Service) -> EngineView:
     """The engine, now."""
-    engine, now_s = service.engine, time.monotonic()
+    engine = service.engine
     return EngineView(
         state=engine.state,
         not_ready=service.dispatcher.not_ready_reasons(),
@@ -51,8 +51,14 @@ def engine_view(service: Service) -> EngineView:
         waiting=engine.waiting,
         last_failure=engine.last_failure,
         last_activity=engine.last_activity,
-        quarantined={
-            name: QuarantineView(for_s=math.ceil(entry.until_s - now_s), deaths=entry.deaths, cause=entry.cause)
-            for name, entry in engine.quarantined().items()
-        },
+        quarantined=quarantine_views(service),
     )
+
+
+def quarantine_views(service: Service) -> dict[str, QuarantineView]:
+    """The models that are in quarantine now."""
+    now_s = time.monotonic()
+    return {
+        name: QuarantineView(for_s=math.ceil(entry.until_s - now_s), deaths=entry.deaths, cause=entry.cause)
+        for name, entry in service.engine.quarantined().items()
+    }

@@ -15,7 +15,7 @@ async def list_models(request: Request) -> Response:
     """``GET /v1/models``."""
     service = service_of(request.scope)
     authenticate(service.config.clients, request.headers)
-    body = openai.encode_models(service.config, service.engine.models, service.started_s)
+    body = openai.encode_models(service.config, service.engine.pairs.loaded, service.started_s)
     return Response(body, media_type="application/json")
 
 
@@ -24,7 +24,7 @@ async def get_model(request: Request) -> Response:
     service = service_of(request.scope)
     authenticate(service.config.clients, request.headers)
     name = request.path_params["name"]
-    body = openai.encode_model(name, service.config, service.engine.models, service.started_s)
+    body = openai.encode_model(name, service.config, service.engine.pairs.loaded, service.started_s)
     if body is None:
         raise ModelNotFound(f"model {name[:100]!a} is not configured", param="model")
     return Response(body, media_type="application/json")

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from lanes.engines.scripted import EOS, ScriptedEngine
-from lanes.host import residents
+from lanes.host import loader, residents
 from lanes.host.__main__ import main
 
-LOAD = residents.load_resident
+LOADING = residents.loading
 
 
 def once(what):
@@ -49,18 +49,16 @@ class PlantedEngine(ScriptedEngine):
     _prefilled = 0
 
 
-def load(spec, lanes):
+def loading(examined, lanes):
     """Some models kill whoever loads them."""
-    if spec.name == "aborts-in-load":
+    if examined.spec.name == "aborts-in-load":
         os.abort()
-    return LOAD(spec, lanes)
+    return LOADING(examined, lanes)
 
 
 if __name__ == "__main__":
     residents.ScriptedEngine = PlantedEngine
-    import lanes.host.device
-
-    lanes.host.device.load_resident = load
+    loader.loading = loading
     status = main()
     sys.stderr.flush()
     os._exit(status)

@@ -28,7 +28,7 @@ async def test_both_lanes_work_on_one_copy_of_the_weights():
     async with anyio.create_task_group() as tg:
         await tg.start(supervisor.run)
         await supervisor.wait_ready()
-        info = supervisor.models["opta-tiny"]
+        info = supervisor.pairs.loaded["opta-tiny"]
         prompts = embedded.held_out_prompts()
         generations = [_submit(supervisor, number, prompts[number].prompt) for number in range(SEQUENCES)]
         prompt_tokens = []

@@ -150,7 +150,7 @@ async def test_a_host_becomes_ready_answers_and_ends_with_its_supervisor():
         assert supervisor.not_ready_reasons()
         await supervisor.wait_ready()
         assert supervisor.not_ready_reasons() == []
-        assert supervisor.models["echo"].target == ECHO.target
+        assert supervisor.pairs.loaded["echo"].target == ECHO.target
         assert supervisor.versions.mlx
         host_pid = supervisor.host_pid
         assert host_pid != os.getpid()
@@ -538,7 +538,7 @@ async def test_unsafe_and_broken_models_are_refused_without_running_them_and_the
         "maps-code": "'auto_map' would run code",
         "linked": "links outside of the model's directory",
         "pickled": "has no model*.safetensors",
-        "corrupt": "corrupt: ",
+        "corrupt": "cut off or damaged (64 B)",
         "absent": "no such directory",
         "unknown": "embedded:nothing does not exist",
         "misspelt": "unknown setting 'speed'",
@@ -550,10 +550,10 @@ async def test_unsafe_and_broken_models_are_refused_without_running_them_and_the
 
     async with supervised(*models, ECHO) as supervisor:
         await supervisor.wait_ready()
-        assert supervisor.load_failures.keys() == expected.keys()
+        assert supervisor.pairs.failures().keys() == expected.keys()
         for name, why in expected.items():
-            assert why in supervisor.load_failures[name]
-        assert list(supervisor.models) == ["echo"]
+            assert why in supervisor.pairs.failures()[name]
+        assert list(supervisor.pairs.loaded) == ["echo"]
         for name in ("runs-code", "never configured"):
             with pytest.raises(RequestRefused) as caught:
                 await answer(supervisor, request("a", model=name))

@@ -1,6 +1,7 @@
 """Requests on their way through the dispatcher, over a real link to a host that the test plays."""
 
 import asyncio
+import math
 import socket
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from anyio.abc import UNIXSocketStream
 from lanes import wire
 from lanes.client import Generation, Link
 from lanes.errors import HostUnavailable, RequestRefused
-from lanes.restarts import Quarantine
+from lanes.pairs import PairPolicy, Pairs
 from opta_router import errors
 from opta_router.dispatch import Arrival, Dispatcher
 from opta_router.request import GenerationRequest
@@ -34,7 +35,29 @@ from policies.schema import (
 
 pytestmark = pytest.mark.anyio
 
+SPEC = wire.ModelSpec("m", "t", "d")
 INFO = wire.ModelInfo("m", "t", None, 2048, 100, 1, 0, 0.1)
+FACTS = wire.PairFacts(
+    2048,
+    1,
+    0,
+    0,
+    2,
+    0,
+    same_vocabulary=True,
+    same_template=True,
+    cache_trimmable=True,
+    paths=(wire.CallPath("interactive", "rounds"),),
+)
+
+
+def pairs_with(facts):
+    """A pair that is resident, as a host would have it."""
+    pairs = Pairs((SPEC,), PairPolicy())
+    pairs.host_started(0, lambda message: None, lambda: None)
+    pairs.received(wire.ModelPrepared("m", facts))
+    pairs.received(wire.ModelLoaded(INFO))
+    return pairs
 
 
 class LinkedEngine:
@@ -42,11 +65,9 @@ class LinkedEngine:
 
     def __init__(self, link):
         self.link = link
-        self.models = {"m": INFO}
-        self.load_failures = {}
+        self.pairs = pairs_with(FACTS)
         self.reasons = []
         self.refusal = None
-        self.quarantine = {}
         self.after_end = lambda: None
 
     def submit(self, submit, on_end, on_progress=None, on_interruption=None):
@@ -65,9 +86,6 @@ class LinkedEngine:
 
     def refusals(self):
         return self.reasons
-
-    def quarantined(self):
-        return self.quarantine
 
 
 class Host:
@@ -316,7 +334,6 @@ async def test_a_request_speculates_as_the_configuration_said_when_it_came():
         on, lanes=LanesConfig(interactive=InteractiveLane(speculation=LaneSpeculation(mode="off")))
     )
     async with routing(on) as router:
-        router.engine.models = {}  # not loaded yet: the best is assumed of the pair
         before = router.ask()
         await before.offered.wait()
         after = router.ask(configuration=off)
@@ -447,7 +464,9 @@ async def test_an_engine_that_is_not_ready_takes_nothing():
 
 async def test_a_model_that_could_not_be_loaded_is_named_and_makes_the_router_unready_if_it_is_the_only_one():
     async with routing() as router:
-        router.engine.load_failures["m"] = "no such file"
+        router.engine.pairs = Pairs((SPEC,), PairPolicy())
+        router.engine.pairs.host_started(0, lambda message: None, lambda: None)
+        router.engine.pairs.received(wire.ModelFailed("m", "no such file"))
         asked = router.ask()
         await asked.over.wait()
         assert isinstance(asked.error, errors.ModelUnavailable)
@@ -468,14 +487,15 @@ async def test_a_model_in_quarantine_is_unavailable_before_the_queue_and_behind_
         router.engine.refusal = RequestRefused("model_unavailable", "m is in quarantine")
         late = router.ask()
         await late.over.wait()
-        router.engine.quarantine = {"m": Quarantine(until_s=1.0, deaths=3, cause="the host was ended by SIGABRT")}
+        router.engine.pairs.host_lost()
+        router.engine.pairs.quarantine("m", math.inf, "in quarantine: 3 engines died of it")
         early = router.ask()
         await early.over.wait()
         for asked in (late, early):
             assert isinstance(asked.error, errors.ModelUnavailable)
             assert "quarantine" in asked.error.message
         assert router.in_lane() == (0, 0)
-        assert router.dispatcher.not_ready_reasons() == ["model m: in quarantine: the host was ended by SIGABRT"]
+        assert router.dispatcher.not_ready_reasons() == ["model m: in quarantine: 3 engines died of it"]
 
 
 async def test_a_slot_is_given_back_when_the_pair_must_speculate_and_cannot():
@@ -483,11 +503,54 @@ async def test_a_slot_is_given_back_when_the_pair_must_speculate_and_cannot():
         models=(ModelConfig(name="m", target="t", draft="d"),), speculation=SpeculationConfig(require_supported=True)
     )
     async with routing(configuration) as router:
-        router.engine.models = {"m": wire.ModelInfo("m", "t", "d", 2048, 100, 1, 1, 0.1, same_vocabulary=False)}
+        router.engine.pairs = pairs_with(msgspec.structs.replace(FACTS, same_vocabulary=False))
         asked = router.ask()
         await asked.over.wait()
         assert isinstance(asked.error, errors.ModelUnavailable)
         assert router.in_lane() == (0, 0)
+
+
+async def test_who_waits_for_a_model_holds_no_slot_and_is_served_when_it_is_there():
+    async with routing() as router:
+        router.engine.pairs = pairs = Pairs((SPEC,), PairPolicy())
+        pairs.host_started(0, lambda message: None, lambda: None)
+        asked = [router.ask(), router.ask()]
+        for one in asked:
+            await one.offered.wait()
+        assert (router.in_lane(), pairs.view("m").waiting) == ((0, 0), 2)
+        pairs.received(wire.ModelPrepared("m", FACTS))
+        pairs.received(wire.ModelLoaded(INFO))
+        submit = await router.host.hears()
+        await router.host.says(ended(submit))
+        submit_2 = await router.host.hears()
+        assert pairs.view("m").in_use >= 1
+        await router.host.says(ended(submit_2))
+        for one in asked:
+            await one.over.wait()
+        assert [one.error for one in asked] == [None, None]
+        assert (router.in_lane(), pairs.view("m").in_use) == ((0, 0), 0)
+
+
+async def test_who_waits_for_a_model_is_turned_away_by_the_end_by_its_own_time_and_when_too_many_wait():
+    impatient = config(queue_timeout=Seconds(0), max_queue=2)
+    async with routing(config(max_queue=2)) as router:
+        router.engine.pairs = pairs = Pairs((SPEC,), PairPolicy())
+        pairs.host_started(0, lambda message: None, lambda: None)
+        late = router.ask(configuration=impatient)
+        await late.over.wait()
+        assert isinstance(late.error, errors.DeadlineExceeded)
+        assert "was not loaded in time" in late.error.message
+        waiting = [router.ask(), router.ask()]
+        for one in waiting:
+            await one.offered.wait()
+        refused = router.ask()
+        await refused.over.wait()
+        assert isinstance(refused.error, errors.QueueFull)
+        router.dispatcher.drain()
+        for one in waiting:
+            await one.over.wait()
+        assert {type(one.error) for one in waiting} == {errors.Draining}
+        assert pairs.view("m").waiting == 0
 
 
 # engines that fail

@@ -176,6 +176,12 @@ def test_families_whose_sliding_window_cannot_be_rewound_are_denied_as_shipped(f
     assert judge_pair(pair(target_family=family), spec_policy(load())) == SpecReason.DENIED
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoehybrid", "deepseek_v3", "mixtral", "llama4_text", "olmoe"])
+def test_mixtures_of_experts_are_denied_as_shipped_unless_the_operator_approves_the_pair(family: str) -> None:
+    assert judge_pair(pair(target_family=family), spec_policy(load())) == SpecReason.DENIED
+    assert judge_pair(pair(target_family=family), policy(APPROVED, builtin_matrix())) == SpecReason.APPROVED
+
+
 def test_every_built_in_denial_says_where_it_was_reported() -> None:
     assert builtin_matrix().denied
     assert all(entry.link for entry in builtin_matrix().denied)

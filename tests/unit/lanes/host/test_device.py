@@ -4,16 +4,20 @@ import queue
 import time
 from contextlib import contextmanager
 
-import pytest
-
 from lanes import wire
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.heartbeat import PAGE_BYTES, Activity, Heartbeat, HeartbeatPage
-from lanes.host.device import Add, Cancel, DeviceThread, Load, Loaded, Move, Moved, SetLanes, Stop
+from lanes.host.device import Add, Cancel, DeviceThread, Move, Moved, SetLanes, Stop
+from lanes.host.loader import Load, Loaded, Prepare, Unload
+from lanes.host.residents import examine, facts_of, loading
 
 LANES = {"interactive": wire.LaneSpec(8, 1), "throughput": wire.LaneSpec(1, 8)}
 MODEL = wire.ModelSpec("m", "scripted:")
 DEADLINE_S = 20
+
+
+def examined(model):
+    return examine(model, lambda done, total: None)
 
 
 class Device:
@@ -28,9 +32,14 @@ class Device:
         )
         self.send = self.thread.send
 
+    def load(self, model=MODEL):
+        """Make a model resident. Nothing else may be under way, for its reports would be skipped."""
+        self.send(Load(examined(model)))
+        return self.report(Loaded)
+
     def add(self, request_id, *, lane="interactive", model=MODEL, prompt=(5, 6, 7), max_tokens=6):
         spec = SequenceSpec(request_id, prompt, max_tokens, wire.Sampling())
-        self.send(Add(lane, model, spec))
+        self.send(Add(lane, model.name, spec))
 
     def report(self, of=Emission):
         """The next report of a kind; heartbeats and the like are skipped."""
@@ -52,6 +61,7 @@ def running(lanes=LANES):
     device = Device(lanes)
     device.thread.start()
     try:
+        device.load()
         yield device
     finally:
         device.send(Stop())
@@ -60,11 +70,10 @@ def running(lanes=LANES):
 
 def test_a_sequence_runs_to_its_end_and_its_model_is_loaded_once():
     with running() as device:
-        device.send(Load(MODEL))
-        assert device.report(Loaded).info.name == "m"
         device.add("a")
         tokens = [device.report().token_ids for _ in range(6)]
         assert tokens == [(5,), (6,), (7,), (5,), (6,), (7,)]
+        device.send(Load(examined(MODEL)))
         device.add("b", max_tokens=1)
         assert device.report((Emission, Loaded)) == Emission("b", (5,), finish="length")
 
@@ -84,6 +93,33 @@ def test_what_the_thread_does_stands_on_its_page():
         beat = device.page.read()
         assert (beat.steps[1], beat.computed[1]) == (6, 6)
         assert beat.steps[0] == beat.computed[0] > 0
+
+
+def test_what_is_done_to_a_pair_stands_on_the_page_as_its_load(monkeypatch):
+    seen = []
+
+    def noting(what):
+        def note(*arguments):
+            seen.append(str(device.page.read()))
+            return what(*arguments)
+
+        return note
+
+    def pieces(examined, lanes):
+        noting(lambda: None)()
+        yield wire.ModelProgress(examined.spec.name, "target")
+        noting(lambda: None)()
+        return (yield from loading(examined, lanes))
+
+    with running() as device:
+        other = wire.ModelSpec("other", "scripted:")
+        monkeypatch.setattr("lanes.host.loader.facts_of", noting(facts_of))
+        monkeypatch.setattr("lanes.host.loader.loading", pieces)
+        device.add("a", max_tokens=1_000_000)
+        device.send(Prepare(examined(other)))
+        device.load(other)
+        device.send(Cancel("a"))
+    assert seen == ["the load of other"] * 3
 
 
 def test_a_cancelled_sequence_ends_once_and_an_unknown_one_is_nothing():
@@ -106,10 +142,12 @@ def test_a_cancellation_takes_effect_before_the_next_step():
             if isinstance(report, Emission):
                 heard.put(report)
                 thread.send(Cancel("a"))  # on the device thread, between two steps
+            elif isinstance(report, Loaded):
+                thread.send(Add("throughput", "m", SequenceSpec("a", (5, 6, 7), 1_000_000, wire.Sampling())))
 
     thread = DeviceThread(LANES, publish)
     thread.start()
-    thread.send(Add("throughput", MODEL, SequenceSpec("a", (5, 6, 7), 1_000_000, wire.Sampling())))
+    thread.send(Load(examined(MODEL)))
     first, last = heard.get(timeout=DEADLINE_S), heard.get(timeout=DEADLINE_S)
     thread.send(Stop())
     thread.join(DEADLINE_S)
@@ -117,19 +155,18 @@ def test_a_cancellation_takes_effect_before_the_next_step():
     assert heard.empty()
 
 
-@pytest.mark.parametrize(
-    ("target", "why"),
-    [("scripted:speed=9", "unknown setting 'speed'"), ("scripted:tokens_per_step=0", "at least 1")],
-)
-def test_a_model_that_cannot_be_loaded_says_why_and_fails_only_its_own_requests(target, why):
-    bad = wire.ModelSpec("bad", target)
+def test_what_a_model_needs_is_known_before_it_is_loaded():
     with running() as device:
-        device.send(Load(bad))
-        failure = device.report(wire.ModelFailed)
-        assert failure.name == "bad"
-        assert why in failure.message
-        device.add("a", model=bad)
-        assert "'bad' could not be loaded" in device.last_emission("a").error
+        device.send(Prepare(examined(MODEL)))
+        facts = device.report(wire.ModelPrepared).facts
+    assert (facts.context_tokens, facts.total_bytes) == (1 << 20, 0)
+    assert [path.lane for path in facts.paths] == list(LANES)
+
+
+def test_a_request_for_a_model_that_is_not_resident_fails_and_the_others_go_on():
+    with running() as device:
+        device.send(Add("interactive", "gone", SequenceSpec("a", (5,), 1, wire.Sampling())))
+        assert device.last_emission("a").error == "model 'gone' is not resident"
         device.add("b")
         assert device.last_emission("b").finish == "length"
 
@@ -155,8 +192,9 @@ def test_a_step_that_fails_ends_the_sequences_of_its_engine_and_no_others():
 
 def test_two_busy_lanes_share_the_device_by_weight_and_new_weights_rule_at_once(monkeypatch):
     monkeypatch.setattr("lanes.host.device.HEARTBEAT_S", 0.05)
-    model = wire.ModelSpec("m", "scripted:step_s=0.001")
+    model = wire.ModelSpec("slow", "scripted:step_s=0.001")
     with running() as device:
+        device.load(model)
         for lane in LANES:
             device.add(lane, lane=lane, model=model, max_tokens=1_000_000)
         first = shares(device, heartbeats=15)
@@ -175,19 +213,33 @@ def shares(device, heartbeats):
     return {lane: after[lane].device_s - before[lane].device_s for lane in after}
 
 
-def test_an_idle_model_is_unloaded_when_its_time_is_up_and_comes_back_when_asked_for():
-    at_once = wire.ModelSpec("m", "scripted:", keep_alive_s=0)
+def test_a_model_is_unloaded_once_and_comes_back_when_it_is_loaded_again():
     with running() as device:
-        device.add("a", model=at_once)
+        device.add("a")
         assert device.last_emission("a").finish == "length"
-        assert device.report(wire.ModelUnloaded).name == "m"
-        device.add("b", model=at_once)
+        device.send(Unload("m"))
+        assert device.report((Loaded, wire.ModelUnloaded)) == wire.ModelUnloaded("m")
+        assert device.load().info.name == "m"
+        device.add("b")
         assert device.last_emission("b").finish == "length"
+
+
+def test_what_still_runs_on_a_model_that_is_unloaded_ends_and_says_so():
+    with running() as device:
+        device.add("a", max_tokens=1_000_000)
+        device.report()
+        device.send(Unload("m"))
+        assert device.last_emission("a").error == "model 'm' was unloaded"
+        device.load()
+        device.send(Cancel("a"))
+        device.add("b", max_tokens=1)
+        assert device.report() == Emission("b", (5,), finish="length")
 
 
 def test_a_sequence_goes_on_in_the_other_lane_where_it_was():
     slow = wire.ModelSpec("slow", "scripted:step_s=0.01")
     with running() as device:
+        device.load(slow)
         device.add("a", model=slow, max_tokens=40)
         tokens = [*device.report().token_ids]
         device.send(Move("a", "throughput"))
@@ -216,6 +268,7 @@ def test_a_move_of_a_sequence_that_has_ended_says_nothing():
 def test_a_move_to_the_lane_where_it_is_changes_nothing():
     slow = wire.ModelSpec("slow", "scripted:step_s=0.01")
     with running() as device:
+        device.load(slow)
         device.add("a", model=slow, max_tokens=20)
         device.report()
         device.send(Move("a", "interactive"))
