@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lanes import host_process, restarts, watchdog, wire
-from lanes.errors import HostDied, HostUnavailable, RequestRefused
+from lanes.errors import HostDied, HostUnavailable, PairUnavailable, RequestRefused
 from lanes.heartbeat import Activity
 from lanes.states import HostState
 from lanes.supervisor import HOST_COMMAND, HostSettings, Supervisor
@@ -324,13 +324,11 @@ async def test_who_waits_for_a_pair_that_kills_every_host_hears_that_it_is_unava
     async with supervised(bad, ECHO, **planted) as supervisor:
         await supervisor.wait_ready()
         ask = Asked(supervisor)
-        for _ in range(2):
-            generation = supervisor.submit(request("bad", model=bad.name), lambda end: ask.ends.append(end.code))
-            beside = ask("beside", lane="throughput")
-            check_whole(await to_its_end(beside), TEXT, 2000)
-            with pytest.raises(RequestRefused):
-                await to_its_end(generation)
-        assert [end for end in ask.ends if end != "beside"] == ["poison_request", "model_unavailable"]
+        beside = ask("beside", lane="throughput")
+        with pytest.raises(PairUnavailable, match="is not available: in quarantine: 3 engines died of it"):
+            async with supervisor.pairs.leased(bad.name, DEADLINE_S, 1):
+                pass
+        check_whole(await to_its_end(beside), TEXT, 2000)
         assert set(supervisor.quarantined()) == {bad.name}
 
 
