@@ -315,8 +315,9 @@ async def test_a_pair_that_kills_whoever_loads_it_is_left_out_and_the_others_com
             supervisor.submit(request("a", model=bad.name), lambda end: None)
         assert caught.value.code == "model_unavailable"
         assert text_of(await answer(supervisor, request("b", max_tokens=5))) == "hello"
+        assert supervisor.pairs.failures().keys() == {bad.name}
         supervisor.lift_quarantine(bad.name)
-        assert supervisor.quarantined() == {}
+        assert (supervisor.quarantined(), supervisor.pairs.failures()) == ({}, {})
 
 
 async def test_who_waits_for_a_pair_that_kills_every_host_hears_that_it_is_unavailable(planted):
