@@ -45,13 +45,14 @@ async def socket_directory() -> AsyncIterator[Path]:
 async def spawned(command: Sequence[str], token: str, heartbeat_fd: int) -> AsyncIterator[Process]:
     """A host process; on leaving: terminate, wait, kill, and log its last words."""
     environment = preload_environment({**os.environ, TOKEN_VARIABLE: token, HEARTBEAT_FD_VARIABLE: str(heartbeat_fd)})
-    process = await anyio.open_process(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        pass_fds=(heartbeat_fd,),
-        start_new_session=True,  # a Ctrl-C at the terminal is the router's to handle
-    )
+    with anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled, and nobody ends it
+        process = await anyio.open_process(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(heartbeat_fd,),
+            start_new_session=True,  # a Ctrl-C at the terminal is the router's to handle
+        )
     relayed = anyio.Event()
     async with anyio.create_task_group() as tg:
         tg.start_soon(_relay_output, process, relayed)

@@ -161,6 +161,41 @@ def test_an_engine_that_lacks_what_speculation_needs_is_seen_by_looking_at_it(tm
         assert "takes no num_tokens: it takes cache, keep" in path["problem"]
 
 
+# quarantine
+
+
+def test_a_pair_that_hosts_died_of_is_shown_in_quarantine_is_refused_and_is_loaded_when_an_operator_says_so(tmp_path):
+    planted, mended = tmp_path / "planted", tmp_path / "mended"
+    planted.mkdir()
+    # A model that ends the process that loads it, until it is mended.
+    (planted / "sitecustomize.py").write_text(
+        "import os\n"
+        "from lanes.engines import scripted\n"
+        "start = scripted.ScriptedEngine.__init__\n"
+        "def init(self, **script):\n"
+        f"    if script.get('tokens_per_step') == 7 and not os.path.exists({str(mended)!r}):\n"
+        "        os.abort()\n"
+        "    start(self, **script)\n"
+        "scripted.ScriptedEngine.__init__ = init\n"
+    )
+    text = configuration(
+        {"good": ("scripted:", None, {}), "bad": ("scripted:tokens_per_step=7", None, {"preload": True})}
+    )
+    with router(tmp_path, text, {"PYTHONPATH": str(planted)}) as running:
+        seen = view(running, "bad")
+        assert (seen["state"], seen["quarantine"]["deaths"]) == ("failed", 3)
+        assert seen["message"].startswith("in quarantine: 3 engines died of it, the last one because ")
+        answer = ask(running, "bad")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+        assert "in quarantine" in answer.json()["error"]["message"]
+        assert ask(running, "good").status_code == 200
+        mended.touch()
+        assert running.post("/admin/models/bad/load", {}).json()["quarantine"] is None
+        eventually(lambda: state(running, "bad") == "resident")
+        assert ask(running, "bad").status_code == 200
+        assert running.get("/admin/status").json()["engine"]["quarantined"] == {}
+
+
 # files
 
 

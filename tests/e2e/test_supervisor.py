@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lanes import host_process, restarts, watchdog, wire
-from lanes.errors import HostDied, HostUnavailable, RequestRefused
+from lanes.errors import HostDied, HostUnavailable, PairUnavailable, RequestRefused
 from lanes.heartbeat import Activity
 from lanes.states import HostState
 from lanes.supervisor import HOST_COMMAND, HostSettings, Supervisor
@@ -315,8 +315,9 @@ async def test_a_pair_that_kills_whoever_loads_it_is_left_out_and_the_others_com
             supervisor.submit(request("a", model=bad.name), lambda end: None)
         assert caught.value.code == "model_unavailable"
         assert text_of(await answer(supervisor, request("b", max_tokens=5))) == "hello"
+        assert supervisor.pairs.failures().keys() == {bad.name}
         supervisor.lift_quarantine(bad.name)
-        assert supervisor.quarantined() == {}
+        assert (supervisor.quarantined(), supervisor.pairs.failures()) == ({}, {})
 
 
 async def test_who_waits_for_a_pair_that_kills_every_host_hears_that_it_is_unavailable(planted):
@@ -324,13 +325,11 @@ async def test_who_waits_for_a_pair_that_kills_every_host_hears_that_it_is_unava
     async with supervised(bad, ECHO, **planted) as supervisor:
         await supervisor.wait_ready()
         ask = Asked(supervisor)
-        for _ in range(2):
-            generation = supervisor.submit(request("bad", model=bad.name), lambda end: ask.ends.append(end.code))
-            beside = ask("beside", lane="throughput")
-            check_whole(await to_its_end(beside), TEXT, 2000)
-            with pytest.raises(RequestRefused):
-                await to_its_end(generation)
-        assert [end for end in ask.ends if end != "beside"] == ["poison_request", "model_unavailable"]
+        beside = ask("beside", lane="throughput")
+        with pytest.raises(PairUnavailable, match="is not available: in quarantine: 3 engines died of it"):
+            async with supervisor.pairs.leased(bad.name, DEADLINE_S, 1):
+                pass
+        check_whole(await to_its_end(beside), TEXT, 2000)
         assert set(supervisor.quarantined()) == {bad.name}
 
 
