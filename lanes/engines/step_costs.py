@@ -36,10 +36,11 @@ class Line:
     def observe(self, x: float, y: float) -> None:
         """Book one point; neither is negative."""
         expected = self.at(x)
-        if y * SURPRISE < expected:
+        ratio = x / self._x if self._x > 0 else 1.0  # a line with no negative part rises at most in proportion
+        if y * SURPRISE < expected * min(ratio, 1.0):
             self._points = 0
         elif self.known:
-            y = min(y, SURPRISE * expected)
+            y = min(y, SURPRISE * expected * max(ratio, 1.0))
         self._points += 1
         share = max(MEMORY, 1 / self._points)
         self._x += share * (x - self._x)
