@@ -19,7 +19,7 @@ import msgspec
 from bench.reporting import add_save, machine, save
 from bench.statistics import median
 from lanes import blas, embedded, wire
-from lanes.engines.base import Engine, SequenceSpec
+from lanes.engines.base import Engine, SequenceSpec, advance
 
 MIN_ACCEPTANCE = 0.60
 MIN_SPEEDUP = 1.3
@@ -86,7 +86,7 @@ def answer(engine: Engine, prompt: tuple[int, ...], max_tokens: int, num_draft_t
     counters = wire.SpecCounters()
     started_s = None
     while engine.has_work():
-        for emission in engine.step():
+        for emission in advance(engine):
             started_s = started_s or time.perf_counter()
             tokens += emission.token_ids
             counters = counters + emission.counters if emission.counters else counters

@@ -48,13 +48,11 @@ class ThroughputEngine:
 
     runs_ahead = True
 
-    def __init__(
-        self, target: Any, eos: frozenset[int], max_active: int, max_step_s: float = UNDISTURBED_STEP_S
-    ) -> None:
+    def __init__(self, target: Any, eos: frozenset[int], max_active: int, max_step_s: float | None = None) -> None:
         self._target = target
         self._eos = eos
         self._max_active = max_active
-        self._max_step_s = max_step_s
+        self._max_step_s = UNDISTURBED_STEP_S if max_step_s is None else max_step_s
         self._prompts: deque[_Prompt] = deque()
         self._batches: list[Batch] = []
         self._turns: deque[Batch] = deque()

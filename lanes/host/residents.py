@@ -121,9 +121,7 @@ def _pair(
         yield wire.ModelProgress(pair.info.name, "calibrating")
         interactive.calibrate_length(prompt, draft_tokens)
     batches = lanes["throughput"]
-    throughput = ThroughputEngine(
-        pair.target, pair.eos, batches.max_active, batches.max_step_s if batches.max_step_s is not None else 0.25
-    )
+    throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s)
     yield wire.ModelProgress(pair.info.name, "calibrating")
     _try_batch(throughput, prompt)
     mx.clear_cache()
