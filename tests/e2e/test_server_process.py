@@ -112,7 +112,8 @@ def test_more_clients_than_descriptors_are_told_so_and_the_next_is_served_once_t
         assert status == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
-        assert len(process.stderr.read()) < 10_000
+        # asyncio tells of one shortage as often as the backlog is long (CPython gh-151615): 25 kB each, once a second.
+        assert len(process.stderr.read()) < 100_000
 
 
 if __name__ == "__main__":
