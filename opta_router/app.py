@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 
 from opta_router.configuration import Configuration
 from opta_router.dialects import openai
-from opta_router.dispatch import Dispatcher, Engine
+from opta_router.dispatch import Dispatcher
+from opta_router.engine import Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
 from opta_router.http import admin, health, inference, models, scrape
 from opta_router.http.request_id import RequestId

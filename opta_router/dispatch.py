@@ -11,114 +11,37 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 import msgspec
 
 from lanes import wire
-from lanes.client import Generation, OnEnd, OnInterruption, OnProgress
+from lanes.client import OnProgress
 from lanes.errors import (
-    HostDied,
     HostUnavailable,
     PairQueueFull,
     PairUnavailable,
     PairWaitedTooLong,
-    PoisonRequest,
     RequestRefused,
 )
-from lanes.pairs import Pairs
-from lanes.restarts import Quarantine
-from lanes.resumption import Interruption, Resumed
-from lanes.states import HostState
 from opta_router import errors
 from opta_router.admission import Admission, Effect, MoveGranted, Rejected
+from opta_router.answer import ENGINE_RETRY_S, MODEL_RETRY_S, Answer, Arrival, refusal
+from opta_router.capability import capability
+from opta_router.engine import Engine
 from opta_router.identifiers import new_identifier
 from opta_router.lane_queue import LaneLimits, LaneStats
 from opta_router.placement import Placement
-from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
-from opta_router.telemetry import RequestTrace
+from opta_router.request import GenerationRequest
 from opta_router.tickets import Ask, Ticket
 from policies.classify import Classification
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config, LaneConfig, ModelConfig
-from policies.speculation import PairCapability, SpecDecision, SpecRequest, decide, spec_policy
+from policies.speculation import SpecDecision, SpecRequest, decide, spec_policy
 
-ENGINE_RETRY_S: Final = 5
-"""What a client is told to wait while the engine starts: a small model's load, or a restart."""
-
-MODEL_RETRY_S: Final = 60
 STOPPING_RETRY_S: Final = 10
 DRAINING: Final = "the router takes no new requests"
-
-
-class Engine(Protocol):
-    """What the dispatcher needs of :class:`lanes.supervisor.Supervisor`."""
-
-    pairs: Pairs
-    stats: wire.Stats | None
-    host_pid: int | None
-    restarts: int
-    resumed: int
-    last_failure: str | None
-    last_activity: str | None
-
-    @property
-    def state(self) -> HostState:
-        """Where the host is in its life."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have been taken and are on no host now."""
-        ...
-
-    def quarantined(self) -> dict[str, Quarantine]:
-        """Models that are not loaded, for they kept killing their host."""
-        ...
-
-    def lift_quarantine(self, model: str) -> None:
-        """Let one be loaded again."""
-        ...
-
-    @property
-    def device_s(self) -> dict[wire.Lane, float]:
-        """Device time that each lane has had since the router's start."""
-        ...
-
-    def submit(
-        self,
-        submit: wire.Submit,
-        on_end: OnEnd,
-        on_progress: OnProgress | None = None,
-        on_interruption: OnInterruption | None = None,
-    ) -> Generation:
-        """Hand a request over. Raises HostUnavailable, RequestRefused."""
-        ...
-
-    def not_ready_reasons(self) -> list[str]:
-        """Why no host takes requests now."""
-        ...
-
-    def refusals(self) -> list[str]:
-        """Why a request would be refused now, rather than wait for a host."""
-        ...
-
-
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """A classified request. ``arrived_s`` is the dispatcher's clock when its headers were in.
-
-    ``config`` was in force then, and is this request's to its end. ``timeout_s`` is how long, from then, the client
-    would wait for its turn; None: as long as the lane allows.
-    """
-
-    request: GenerationRequest
-    config: Config
-    verdict: Classification
-    sub_client: str
-    trace: RequestTrace
-    arrived_s: float
-    timeout_s: float | None = None
 
 
 class _Seat:
@@ -301,7 +224,7 @@ class Dispatcher:
             if isinstance(exc, HostUnavailable):
                 raise errors.EngineUnavailable(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
             if isinstance(exc, RequestRefused):
-                raise _refusal(exc, arrival.request) from exc
+                raise refusal(exc, arrival.request) from exc
             raise
         try:
             arrival.trace.dispatched()
@@ -380,135 +303,6 @@ class Dispatcher:
             raise errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S) from exc
 
 
-class Answer:
-    """One running request: :meth:`started`, then :meth:`text` until it says None, then :attr:`ending` stands."""
-
-    def __init__(self, arrival: Arrival, ticket: Ticket, now_s: Callable[[], float], decision: SpecDecision) -> None:
-        self.lane = ticket.lane
-        self.route = ticket.route
-        self.ending: Ending | None = None
-        self._arrival = arrival
-        self._now_s = now_s
-        self._decision = decision
-        self._queue_ms = self._elapsed_ms()
-        self._ttft_ms: float | None = None
-        self._demoted: Demotion | None = None
-        self._resumed = 0
-        self._pending: list[wire.Event] = []
-        self._generation: Generation | None = None
-
-    @property
-    def max_draft_tokens(self) -> int:
-        """Bound of a speculative round; 0: none."""
-        return self._decision.max_draft_tokens
-
-    def attach(self, generation: Generation) -> None:
-        """The request is on its way to the host."""
-        self._generation = generation
-
-    def move(self, lane: wire.Lane) -> None:
-        """There is room in another lane: the host may take it there."""
-        if self._generation is not None:
-            self._generation.move(lane)
-
-    def moved(self, event: wire.Moved) -> None:
-        """The host has."""
-        self._demoted = Demotion(event.lane, event.completion_tokens)
-        self._arrival.trace.demoted(event.lane, event.completion_tokens)
-
-    def interruption(self, event: Interruption) -> None:
-        """Its host is gone, or another one goes on with it: the answer pauses, and that is all."""
-        if isinstance(event, Resumed):
-            self._resumed += 1
-            self._arrival.trace.resumed(event.emitted_tokens)
-        else:
-            self._arrival.trace.interrupted()
-
-    async def started(self) -> None:
-        """Return when the host has taken the prompt: from here on, errors are rare.
-
-        Raises:
-            RouterError: the host refused it.
-        """
-        self._pending = await self._receive()
-
-    async def text(self) -> str | None:
-        """All text that has come in and was not yet given out (it may be empty); None after the end.
-
-        Raises:
-            RouterError: the engine failed.
-        """
-        if self.ending is not None:
-            return None
-        events, self._pending = self._pending or await self._receive(), []
-        pieces: list[str] = []
-        for event in events:
-            match event:
-                case wire.Delta():
-                    pieces.append(event.text)
-                    self._first_token()
-                case wire.Finished():
-                    self.ending = Ending(event, self._report(event))
-        return "".join(pieces)
-
-    def report(self) -> OptaReport:
-        """What can be said of the request before its end."""
-        return self._report(None)
-
-    async def _receive(self) -> list[wire.Event]:
-        if self._generation is None:
-            raise RuntimeError("not submitted")
-        try:
-            return await self._generation.receive()
-        except HostDied as exc:
-            raise errors.EngineDied(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
-        except RequestRefused as exc:
-            raise _refusal(exc, self._arrival.request) from exc
-
-    def _first_token(self) -> None:
-        if self._ttft_ms is None:
-            self._ttft_ms = self._elapsed_ms()
-            self._arrival.trace.first_token()
-
-    def _elapsed_ms(self) -> float:
-        return round((self._now_s() - self._arrival.arrived_s) * 1000, 2)
-
-    def _report(self, finished: wire.Finished | None) -> OptaReport:
-        return OptaReport(
-            lane=self.lane,
-            route=self.route,
-            queue_ms=self._queue_ms,
-            ttft_ms=self._ttft_ms,
-            resumed=self._resumed,
-            hint_ignored=self._arrival.verdict.hint_ignored,
-            demoted=self._demoted,
-            speculative=self._spec_report(finished.speculative if finished is not None else None),
-        )
-
-    def _spec_report(self, counters: wire.SpecCounters | None) -> SpeculativeReport:
-        decision = self._decision
-        if counters is None:
-            return SpeculativeReport(
-                requested=decision.requested,
-                active=decision.active,
-                reason=decision.reason,
-                telemetry="unavailable" if decision.active else None,
-            )
-        ratio = counters.acceptance_ratio
-        return SpeculativeReport(
-            requested=decision.requested,
-            active=decision.active,
-            reason=decision.reason,
-            telemetry="native",
-            rounds=counters.rounds,
-            proposed=counters.proposed,
-            accepted=counters.accepted,
-            rejected=counters.rejected,
-            ignored=counters.ignored,
-            acceptance_ratio=None if ratio is None else round(ratio, 4),
-        )
-
-
 def _limits(config: Config) -> dict[wire.Lane, LaneLimits]:
     lanes: Mapping[wire.Lane, LaneConfig] = {
         "interactive": config.lanes.interactive,
@@ -538,22 +332,6 @@ def _ask(arrival: Arrival) -> Ask:
     )
 
 
-def capability(model: ModelConfig, facts: wire.PairFacts | None) -> PairCapability:
-    """What the host found; of a pair that was never looked at, the best is assumed."""
-    if facts is None:
-        return PairCapability(target=model.target, draft=model.draft)
-    return PairCapability(
-        target=model.target,
-        draft=model.draft,
-        target_family=facts.target_family,
-        draft_family=facts.draft_family,
-        same_vocabulary=facts.same_vocabulary,
-        same_template=facts.same_template,
-        cache_trimmable=facts.cache_trimmable,
-        backend_ok=any(path.lane == "interactive" and path.problem is None for path in facts.paths),
-    )
-
-
 def _not_now(rejected: Rejected) -> errors.NotNow:
     lane, retry_s = rejected.ticket.lane, rejected.retry_after_s
     match rejected.code:
@@ -564,18 +342,3 @@ def _not_now(rejected: Rejected) -> errors.NotNow:
             return errors.DeadlineExceeded(f"the {lane} lane is busy: {late}", retry_after_s=retry_s)
         case "draining":
             return errors.Draining(DRAINING, retry_after_s=retry_s)
-
-
-def _refusal(exc: RequestRefused, request: GenerationRequest) -> errors.RouterError:
-    field = "messages" if request.operation == "chat" else "prompt"
-    match exc.code:
-        case wire.FailureCode.CONTEXT_LENGTH_EXCEEDED:
-            return errors.InvalidRequest("context_length_exceeded", str(exc), param=field)
-        case wire.FailureCode.INVALID_PROMPT:
-            return errors.InvalidRequest("invalid_prompt", str(exc), param=field)
-        case wire.FailureCode.MODEL_UNAVAILABLE:
-            return errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S)
-        case PoisonRequest.code:
-            return errors.PoisonRequest(str(exc))
-        case _:
-            return errors.EngineFault("the engine failed this request; the router's log says why")

@@ -10,7 +10,7 @@ import msgspec
 from lanes import wire
 from lanes.pairs import Pairs
 from lanes.supervisor import Supervisor
-from opta_router.dispatch import capability
+from opta_router.capability import capability
 from opta_router.serving import host_settings
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config, ModelConfig

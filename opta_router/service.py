@@ -11,7 +11,8 @@ import msgspec
 from lanes.wire import Lane
 from opta_router.admission import RejectCode
 from opta_router.configuration import Configuration
-from opta_router.dispatch import Dispatcher, Engine
+from opta_router.dispatch import Dispatcher
+from opta_router.engine import Engine
 from opta_router.telemetry import Tracing
 from opta_router.telemetry.metrics import LaneReading, Metrics
 from policies.schema import Config

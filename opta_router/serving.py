@@ -13,8 +13,9 @@ from lanes.pairs import UNLIMITED_BYTES, PairPolicy
 from lanes.supervisor import HostSettings, Supervisor
 from lanes.wire import Lane, LaneSpec, ModelSpec, PairFacts
 from opta_router.app import build_app
+from opta_router.capability import capability
 from opta_router.configuration import Configuration
-from opta_router.dispatch import Dispatcher, capability
+from opta_router.dispatch import Dispatcher
 from opta_router.reloading import reload_on_hangup, watch_file
 from opta_router.server import ServerLimits, make_room, serve, stop_signals
 from opta_router.telemetry import Tracing, start_tracing

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from lanes import wire
 from lanes.pair_states import PairState
 from lanes.pairs import Progress
-from opta_router.dispatch import capability
+from opta_router.capability import capability
 from opta_router.errors import ModelNotFound
 from opta_router.http.engine import QuarantineView, quarantine_views
 from opta_router.service import Service

@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from opta_router.dispatch import ENGINE_RETRY_S
+from opta_router.answer import ENGINE_RETRY_S
 from opta_router.service import service_of
 
 

@@ -9,9 +9,9 @@ from typing import Final
 
 import anyio
 
+from opta_router.answer import Answer, Arrival
 from opta_router.dialects import openai
 from opta_router.dialects.framing import CONTENT_TYPE, KEEP_ALIVE
-from opta_router.dispatch import Answer, Arrival
 from opta_router.errors import Fault, MethodNotAllowed, ModelNotFound, PresetNotFound, RouterError
 from opta_router.http.auth import authenticate
 from opta_router.http.exchange import Exchange, Header

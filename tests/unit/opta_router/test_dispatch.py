@@ -15,7 +15,8 @@ from lanes.client import Generation, Link
 from lanes.errors import HostUnavailable, RequestRefused
 from lanes.pairs import PairPolicy, Pairs
 from opta_router import errors
-from opta_router.dispatch import Arrival, Dispatcher
+from opta_router.answer import Arrival
+from opta_router.dispatch import Dispatcher
 from opta_router.request import GenerationRequest
 from opta_router.telemetry import RequestTrace
 from policies.classify import Classification
@@ -61,7 +62,7 @@ def pairs_with(facts):
 
 
 class LinkedEngine:
-    """What :class:`opta_router.dispatch.Engine` asks for, on one link."""
+    """What :class:`opta_router.engine.Engine` asks for, on one link."""
 
     def __init__(self, link):
         self.link = link

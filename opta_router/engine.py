@@ -1,0 +1,64 @@
+"""What the front door needs of the engine behind it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lanes import wire
+from lanes.client import Generation, OnEnd, OnInterruption, OnProgress
+from lanes.pairs import Pairs
+from lanes.restarts import Quarantine
+from lanes.states import HostState
+
+
+class Engine(Protocol):
+    """What is needed of :class:`lanes.supervisor.Supervisor`."""
+
+    pairs: Pairs
+    stats: wire.Stats | None
+    host_pid: int | None
+    restarts: int
+    resumed: int
+    last_failure: str | None
+    last_activity: str | None
+
+    @property
+    def state(self) -> HostState:
+        """Where the host is in its life."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have been taken and are on no host now."""
+        ...
+
+    def quarantined(self) -> dict[str, Quarantine]:
+        """Models that are not loaded, for they kept killing their host."""
+        ...
+
+    def lift_quarantine(self, model: str) -> None:
+        """Let one be loaded again."""
+        ...
+
+    @property
+    def device_s(self) -> dict[wire.Lane, float]:
+        """Device time that each lane has had since the router's start."""
+        ...
+
+    def submit(
+        self,
+        submit: wire.Submit,
+        on_end: OnEnd,
+        on_progress: OnProgress | None = None,
+        on_interruption: OnInterruption | None = None,
+    ) -> Generation:
+        """Hand a request over. Raises HostUnavailable, RequestRefused."""
+        ...
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why no host takes requests now."""
+        ...
+
+    def refusals(self) -> list[str]:
+        """Why a request would be refused now, rather than wait for a host."""
+        ...
