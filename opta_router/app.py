@@ -45,6 +45,7 @@ def build_app(
     )
     metrics.observe_lanes(service.lanes)
     metrics.observe_engine(lambda: EngineReading(restarts=engine.restarts, resumed=engine.resumed))
+    metrics.observe_speculation(dispatcher.speculation.readings)
     app.state.service = service
     server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(

@@ -34,11 +34,12 @@ from opta_router.identifiers import new_identifier
 from opta_router.lane_queue import LaneLimits, LaneStats
 from opta_router.placement import Placement
 from opta_router.request import GenerationRequest
+from opta_router.speculation import Attempt, Speculation
 from opta_router.tickets import Ask, Ticket
 from policies.classify import Classification
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config, LaneConfig, ModelConfig
-from policies.speculation import SpecDecision, SpecRequest, decide, spec_policy
+from policies.speculation import SpecRequest
 
 STOPPING_RETRY_S: Final = 10
 DRAINING: Final = "the router takes no new requests"
@@ -92,6 +93,7 @@ class Dispatcher:
         self._engine = engine
         self._now_s = now_s
         self._admission = Admission(_limits(config))
+        self.speculation = Speculation(config, now_s)
         self._seats: dict[Ticket, _Seat] = {}
         self._running: dict[Ticket, Answer] = {}
         self._placement = Placement()
@@ -103,6 +105,7 @@ class Dispatcher:
 
     def configure(self, config: Config) -> None:
         """Take new bounds for slots and queues. Whoever runs or waits stays, and waits for as long as it was told."""
+        self.speculation.configure(config)
         self._perform(self._admission.configure(_limits(config), self._now_s()))
 
     @property
@@ -209,18 +212,26 @@ class Dispatcher:
     @asynccontextmanager
     async def _submitted(self, arrival: Arrival, model: ModelConfig) -> AsyncIterator[Answer]:
         ticket = await self._granted(arrival)
+        attempt: Attempt | None = None
+
+        def over(event: wire.Finished | wire.Failed | None) -> None:
+            if attempt is not None:
+                attempt.over(event)
+            self._release(ticket)
+
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
             lane = ticket.lane  # of the admission: speculation is decided there, wherever the answer goes on
-            answer = Answer(arrival, ticket, self._now_s, self._speculation(arrival, lane, model))
+            attempt = self._attempt(arrival, lane, model)
+            answer = Answer(arrival, ticket, self._now_s, attempt.decision)
             submit = arrival.request.submission(
                 new_identifier(), model.name, ticket.lane, arrival.verdict.preset, answer.max_draft_tokens
             )
             budget = self._token_budget(arrival, ticket, submit, answer)
             self._running[ticket] = answer
-            generation = self._engine.submit(submit, lambda _: self._release(ticket), budget, answer.interruption)
+            generation = self._engine.submit(submit, over, budget, answer.interruption)
         except BaseException as exc:
-            self._release(ticket)
+            over(None)
             if isinstance(exc, HostUnavailable):
                 raise errors.EngineUnavailable(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
             if isinstance(exc, RequestRefused):
@@ -294,11 +305,11 @@ class Dispatcher:
             if seat is not None:
                 seat.decide(effect if isinstance(effect, Rejected) else None)
 
-    def _speculation(self, arrival: Arrival, lane: wire.Lane, model: ModelConfig) -> SpecDecision:
+    def _attempt(self, arrival: Arrival, lane: wire.Lane, model: ModelConfig) -> Attempt:
         asked = SpecRequest(arrival.request.num_draft_tokens)
         pair = capability(model, self._engine.pairs.facts.get(model.name))
         try:
-            return decide(asked, lane, pair, spec_policy(arrival.config))
+            return self.speculation.begin(model.name, asked, lane, pair, arrival.config)
         except SpeculationUnsupported as exc:
             raise errors.ModelUnavailable(str(exc), retry_after_s=MODEL_RETRY_S) from exc
 

@@ -8,7 +8,6 @@ NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
         "memory.shed": "memory is not watched; no work is shed for it",
         "telemetry.record_content": "prompts and answers are never recorded",
-        "speculation.min_acceptance": "speculation is not switched off for a low acceptance ratio",
     }
 )
 

@@ -223,8 +223,17 @@ class SpeculationConfig(_Section, frozen=True, kw_only=True):
     approved: tuple[ApprovedPair, ...] = ()
     denied: tuple[DeniedPair, ...] = ()
     min_acceptance: Annotated[
-        Ratio, Meta(description="below this acceptance ratio speculation is switched off, then retried")
+        Ratio, Meta(description="below this acceptance ratio speculation is switched off, then retried; 0: never")
     ] = 0.35
+    acceptance_window: Annotated[
+        Count, Meta(description="compared draft tokens that the ratio is taken over; no verdict on fewer")
+    ] = 256
+    retry_after: Annotated[
+        Seconds, Meta(description="time to the first retry; each that fails doubles it, up to sixteen times")
+    ] = _default(Seconds(60))
+    retry_margin: Annotated[
+        Ratio, Meta(description="by how much a retry must exceed min_acceptance for the pair to come back")
+    ] = 0.05
 
 
 class MemoryConfig(_Section, frozen=True, kw_only=True):
@@ -255,7 +264,7 @@ class Config(_Section, frozen=True, kw_only=True):
     clients: tuple[ClientConfig, ...] = ()
     hints: tuple[HintRule, ...] = ()
     routing: RoutingConfig = RoutingConfig()
-    speculation: SpeculationConfig = SpeculationConfig()
+    speculation: SpeculationConfig = _default(SpeculationConfig())
     memory: MemoryConfig = _default(MemoryConfig())
     telemetry: TelemetryConfig = TelemetryConfig()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import msgspec
 from starlette.requests import Request
@@ -15,13 +16,31 @@ from opta_router.capability import capability
 from opta_router.errors import ModelNotFound
 from opta_router.http.engine import QuarantineView, quarantine_views
 from opta_router.service import Service
+from opta_router.speculation import PairReading
+from policies.acceptance import GateView
 from policies.errors import SpeculationUnsupported
-from policies.schema import Config, ModelConfig
-from policies.speculation import judge_pair, spec_policy
+from policies.schema import ModelConfig
+from policies.speculation import SpecReason, judge_pair, spec_policy
 
 audit = logging.getLogger("opta_router.audit")
 
 AT_REST = frozenset({PairState.ABSENT, PairState.RESIDENT, PairState.FAILED})
+
+
+class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's counts since the router's start, in draft tokens; ``reasons``: what was decided, how often.
+
+    ``mean_accepted_tokens`` is of a round.
+    """
+
+    rounds: int
+    proposed: int
+    accepted: int
+    rejected: int
+    ignored: int
+    acceptance_ratio: float | None
+    mean_accepted_tokens: float | None
+    reasons: dict[str, int]
 
 
 class SpeculationView(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +50,8 @@ class SpeculationView(msgspec.Struct, frozen=True, kw_only=True):
     active: bool | None
     reason: str | None
     detail: str | None = None
+    gate: GateView
+    counts: SpeculationCounts
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +99,7 @@ async def load(request: Request, service: Service, who: str) -> Response:
     name = _named(request, service)
     audit.info("load of model %s by %s", name, who)
     service.engine.lift_quarantine(name)
+    service.dispatcher.speculation.reset(name)
     service.engine.pairs.load(name)
     return _after(service, name)
 
@@ -122,22 +144,56 @@ def _view(service: Service, model: ModelConfig) -> ModelView:
         reserved_bytes=pair.reserved_bytes,
         load_s=info.load_s if info is not None else None,
         progress=pairs.progress(model.name),
-        speculation=_speculation(service.config, model, facts),
+        speculation=_speculation(service, model, facts),
         facts=facts,
     )
 
 
-def _speculation(config: Config, model: ModelConfig, facts: wire.PairFacts | None) -> SpeculationView:
-    policy = spec_policy(config)
-    requested = policy.mode != "off" and model.draft is not None
+def _speculation(service: Service, model: ModelConfig, facts: wire.PairFacts | None) -> SpeculationView:
+    policy = spec_policy(service.config)
+    reading = service.dispatcher.speculation.reading(model.name)
+    active, reason, detail = _verdict(service, model, facts)
+    return SpeculationView(
+        requested=policy.mode != "off" and model.draft is not None,
+        active=active,
+        reason=reason,
+        detail=detail,
+        gate=reading.gate,
+        counts=_counts(reading),
+    )
+
+
+def _verdict(
+    service: Service, model: ModelConfig, facts: wire.PairFacts | None
+) -> tuple[bool | None, str | None, str | None]:
+    """Whether the pair speculates, the reason's code, and what else there is to say."""
     try:
-        reason = judge_pair(capability(model, facts), policy)
+        reason = judge_pair(capability(model, facts), spec_policy(service.config))
     except SpeculationUnsupported as exc:
-        return SpeculationView(requested=requested, active=False, reason=exc.reason, detail=str(exc))
-    speculates = reason in {"approved", "required"}
+        return False, exc.reason, str(exc)
+    speculates = reason in {SpecReason.APPROVED, SpecReason.REQUIRED}
     if speculates and facts is None:
-        return SpeculationView(requested=requested, active=None, reason=None)
-    return SpeculationView(requested=requested, active=speculates, reason=reason)
+        return None, None, None
+    if speculates and service.dispatcher.speculation.low_acceptance(model.name):
+        return False, SpecReason.LOW_ACCEPTANCE, None
+    return speculates, reason, None
+
+
+def _counts(reading: PairReading) -> SpeculationCounts:
+    counters, reasons = reading.counters, Counter[str]()
+    for outcome, times in reading.outcomes.items():
+        reasons[outcome.reason] += times
+    ratio = counters.acceptance_ratio
+    return SpeculationCounts(
+        rounds=counters.rounds,
+        proposed=counters.proposed,
+        accepted=counters.accepted,
+        rejected=counters.rejected,
+        ignored=counters.ignored,
+        acceptance_ratio=None if ratio is None else round(ratio, 4),
+        mean_accepted_tokens=round(counters.accepted / counters.rounds, 3) if counters.rounds else None,
+        reasons=dict(reasons),
+    )
 
 
 def _named(request: Request, service: Service) -> str:

@@ -24,6 +24,7 @@ from opta_router.telemetry import names
 from opta_router.telemetry.quiet_logs import quieten
 from opta_router.telemetry.resource import EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
 from opta_router.telemetry.setup import signal_endpoint
+from opta_router.telemetry.spec_metrics import ReadPairs, observe_pairs
 from policies.schema import TelemetryConfig
 
 EXPOSITION_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -111,6 +112,10 @@ class Metrics:
         counter(names.METRIC_RESTARTS, "{restart}", "Hosts that were lost.", lambda engine: engine.restarts)
         resumed = "Times that a request went to another host, whose first had died."
         counter(names.METRIC_RESUMED, "{request}", resumed, lambda engine: engine.resumed)
+
+    def observe_speculation(self, read: ReadPairs) -> None:
+        """Serve every pair's metrics from ``read``, which must only read, as that of the lanes. Once."""
+        observe_pairs(self._meter, read)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. Call on the event loop only: two collections must not interleave."""

@@ -59,6 +59,7 @@ def at(config: Any, key_path: str) -> Any:
         ("default: auto", "default: throughput", "routing.default"),
         ("default: auto", "order: [client, default]", "routing.order"),
         ("routing:", "speculation: {denied: [{family: f, reason: r}]}\nrouting:", "speculation.denied"),
+        ("routing:", "speculation: {min_acceptance: 0.5}\nrouting:", "speculation.min_acceptance"),
     ],
 )
 def test_policy_changes_at_once(load_text: Load, before: str, after: str, key_path: str) -> None:

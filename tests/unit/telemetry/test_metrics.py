@@ -6,13 +6,18 @@ import sys
 import threading
 from importlib.metadata import version
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lanes import wire
+from opta_router.speculation import Outcome, PairReading
 from opta_router.telemetry.metrics import EngineReading, LaneReading, Metrics, start_metrics
 from opta_router.telemetry.quiet_logs import LOGGERS, OncePerInterval
+from policies.acceptance import GateState, GateView
 from policies.quantities import Secret
 from policies.schema import TelemetryConfig
+from policies.speculation import SpecReason
 from tests.otlp import black_hole, refusing
 
 
@@ -95,6 +100,33 @@ def test_the_engines_history_is_scraped_under_the_contracts_names():
     engine = EngineReading(restarts=3, resumed=7)
     metrics.observe_engine(lambda: engine)
     assert scraped(metrics) == {("opta_host_restarts_total",): 3, ("opta_requests_resumed_total",): 7}
+    metrics.shutdown()
+
+
+def test_each_pairs_speculation_is_scraped_under_the_contracts_names():
+    metrics = start_metrics(TelemetryConfig())
+    gate = GateView(state=GateState.OFF, acceptance_ratio=0.25, compared_tokens=40, retry_in_s=9.0, switched_off=1)
+    low = Outcome(requested=True, active=False, reason=SpecReason.LOW_ACCEPTANCE)
+    counters = wire.SpecCounters(rounds=11, proposed=44, accepted=10, rejected=30, ignored=4)
+    pair = PairReading(model="m", draft="d", counters=counters, outcomes={low: 3}, gate=gate)
+    fresh = msgspec.structs.replace(gate, state=GateState.ON, acceptance_ratio=None)
+    plain = PairReading(model="p", draft=None, counters=wire.SpecCounters(), outcomes={}, gate=fresh)
+    metrics.observe_speculation(lambda: [pair, plain])
+    labels = (("draft_model", "d"), ("model", "m"))
+    decided = (("active", "false"), *labels, ("reason", "low_acceptance"), ("requested", "true"))
+    assert scraped(metrics) == {
+        ("lmx_spec_draft_accepted_total", *labels): 10,
+        ("lmx_spec_draft_rejected_total", *labels): 30,
+        ("lmx_spec_draft_ignored_total", *labels): 4,
+        ("lmx_spec_acceptance_ratio", *labels): 0.25,
+        ("opta_spec_draft_proposed_total", *labels): 44,
+        ("opta_spec_rounds_total", *labels): 11,
+        ("opta_spec_requests_total", *decided): 3,
+        ("opta_spec_low_acceptance", *labels): 1,
+    }
+    pair = msgspec.structs.replace(pair, gate=fresh)
+    assert ("lmx_spec_acceptance_ratio", *labels) not in scraped(metrics), "nothing was compared"
+    assert scraped(metrics)["opta_spec_low_acceptance", *labels] == 0
     metrics.shutdown()
 
 
