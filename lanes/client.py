@@ -152,7 +152,10 @@ class Generation:
                     self._inbox.append(event)
                     self._arrived.set()
                 self.history.started(event)
-            case wire.Finished() | wire.Failed():
+            case wire.Finished():
+                self.history.finished(event)
+                self.end(event)
+            case wire.Failed():
                 self.end(event)
 
     def _grow(self, delta: wire.Delta) -> None:
@@ -198,7 +201,7 @@ class Link:
     Args:
         stream: see :class:`lanes.framed.FramedSocket`.
         on_message: receives everything that is not an event of a request.
-        on_settled: a request that began on this link has had its first token of it, or has ended.
+        on_settled: a request that began on this link has got going (:attr:`lanes.resumption.History.going`), or has ended.
     """
 
     def __init__(
@@ -254,7 +257,7 @@ class Link:
     def close(self) -> list[Generation]:
         """Take nothing more. Returns the requests that have not ended, and forgets them: they may go elsewhere.
 
-        :attr:`unsettled` still says which of them had no token here.
+        :attr:`unsettled` still says which of them had not got going here.
         """
         self.closed = True
         generations, self._generations = self._generations, {}
@@ -273,6 +276,6 @@ class Link:
             if last:
                 del self._generations[event.request_id]
             generation.deliver(event)
-            if event.request_id in self.unsettled and (last or isinstance(event, wire.Delta)):
+            if event.request_id in self.unsettled and (last or generation.history.going):
                 self.unsettled.discard(event.request_id)
                 self._on_settled(generation)

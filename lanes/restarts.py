@@ -1,8 +1,8 @@
 """When the next host is started, and which models it is not to load. Pure.
 
-Two circuit breakers (M. Nygard, "Release It!", 2007). The host's: lives that brought nobody a token are started less
-and less often. A model's: one that was loading or stepping whenever its hosts died, and of which none of those had a
-token, is *quarantined*, so that the others come back; after a while it is tried again, and its next such death
+Two circuit breakers (M. Nygard, "Release It!", 2007). The host's: lives that got nobody going are started less and
+less often. A model's: one that was loading or stepping whenever its hosts died, and of which none of those got a
+request going, is *quarantined*, so that the others come back; after a while it is tried again, and its next such death
 quarantines it for longer.
 """
 
@@ -81,7 +81,7 @@ class Restarts:
 
         Args:
             suspect: the model that was loading or stepping; None if none was.
-            fruitful: the models that brought somebody a token.
+            fruitful: the models that got a request going: through its prefill, and further.
             cause: in words.
         """
         lived_s = self._now_s() - self._started_s

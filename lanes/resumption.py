@@ -4,9 +4,12 @@ A request is resubmitted as its prompt and the tokens that its answer has so far
 state from them. Request migration in NVIDIA Dynamo is the model, and its traps the reason for keeping token ids, never
 text, and for counting characters.
 
-Nobody knows which of a host's requests killed it. Those that had a token from it are *steady*, and go to the next host
-together. The others are *suspects*, and go one by one, while nobody else waits there for a first token: if that host
-dies, too, it died of the one on trial, which is the poison; the others go on.
+Nobody knows which of a host's requests killed it. Those that it got going are *steady*, and go to the next host
+together. The others are *suspects*, and go one by one, while everybody else there has got going: if that host dies,
+too, it died of the one on trial, which is the poison; the others go on. A request that kills its host when it begins,
+or is resumed, is found by the second death; one that was steady until then, and kills every host from then on, by the
+third: after the first it was as innocent as its neighbours, and the second does not tell it from those that had not
+got going again.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from lanes import wire
 from lanes.errors import PoisonRequest
 
 POISON_DEATHS: Final = 2
-"""Hosts that die in a row with a request, the last of them before it gave it a token and while it was on trial."""
+"""Hosts that die in a row with a request, none of which got it going, the last of them while it was on trial."""
+
+GOING_DELTAS: Final = 2
+"""Pieces with tokens that show that a host got a request going: the first is of its prefill, the next of decoding."""
 
 
 class Interrupted(msgspec.Struct, frozen=True):
@@ -46,7 +52,8 @@ class History:
         self.deaths = 0
         self.hosts = 0
         self.prompt_tokens = 0
-        self._had_token = False  # from the host that it is on, or was on last
+        self._deltas_here = 0  # with tokens, from the host that it is on, or was on last
+        self._finished = False
         self._moving_to: wire.Lane | None = None
         self._token_ids: list[int] = []
         self._text_chars = 0
@@ -58,9 +65,14 @@ class History:
         return len(self._token_ids)
 
     @property
+    def going(self) -> bool:
+        """Whether the host that it is on, or was on last, has got it going: through its prefill, and further."""
+        return self._finished or self._deltas_here >= GOING_DELTAS
+
+    @property
     def suspect(self) -> bool:
-        """Whether a host died with it that had not given it a token."""
-        return self.deaths > 0 and not self._had_token
+        """Whether a host died with it that had not got it going."""
+        return self.deaths > 0 and not self.going
 
     @property
     def moving(self) -> bool:
@@ -70,7 +82,7 @@ class History:
     def submission(self) -> wire.Submit:
         """What the next host is told. Its lane is where the request was, or was going to."""
         self.hosts += 1
-        self._had_token = False
+        self._deltas_here = 0
         emitted = wire.Emitted(tuple(self._token_ids), self._text_chars, self._speculative)
         return msgspec.structs.replace(self.asked, lane=self.lane, emitted=emitted)
 
@@ -83,9 +95,13 @@ class History:
         self._token_ids += delta.token_ids
         self._text_chars += len(delta.text)
         self._speculative = delta.speculative
-        if delta.token_ids:
+        self._deltas_here += bool(delta.token_ids)
+        if self.going:
             self.deaths = 0
-            self._had_token = True
+
+    def finished(self, event: wire.Finished) -> None:
+        """It has ended in order."""
+        self._finished = event.reason != "cancelled"
 
     def asked_to_move(self, lane: wire.Lane) -> None:
         """It is to go on in another lane."""
@@ -107,7 +123,7 @@ class History:
     def host_died(self, *, on_trial: bool) -> wire.Finished | wire.Failed | None:
         """Its host is gone: how it ends; None if it goes to the next one.
 
-        ``on_trial``: nobody else waited there for a first token.
+        ``on_trial``: everybody else there had got going.
         """
         if self.cancelled:
             return self.cancellation()
@@ -140,13 +156,13 @@ T = TypeVar("T", bound=HasHistory)
 def next_up(waiting: Iterable[T], *, unsettled: int, on_trial: bool) -> list[T]:
     """Of those that wait for a host, who goes to it now.
 
-    While nobody is on trial, all that are no suspects; then, when everyone on the host has had a token, one suspect: of
+    While nobody is on trial, all that are no suspects; then, when everyone on the host has got going, one suspect: of
     the interactive lane before the other, and of those the one with the least to compute, so that the most are soon
     going on.
 
     Args:
         waiting: in their order of arrival.
-        unsettled: requests on the host that have had no token from it.
+        unsettled: requests that the host has not got going yet.
         on_trial: one of them is a suspect.
     """
     if on_trial:

@@ -65,7 +65,7 @@ class Supervisor:
         self._been_ready = False
         self._waiting: list[Generation] = []
         self._on_trial: Generation | None = None
-        self._fruitful: set[str] = set()  # models that have brought a token on this host
+        self._fruitful: set[str] = set()  # models that have got a request going on this host
         self._became_ready = anyio.Event()
         self._was_lost = anyio.Event()
         self.pairs = Pairs(settings.models, settings.pairs)
@@ -308,8 +308,8 @@ class Supervisor:
             self._link.begin(generation)
 
     def _settled(self, generation: Generation) -> None:
-        """A request has had a token on this host, or has ended."""
-        if not generation.ended:
+        """A request has got going on this host, or has ended."""
+        if generation.history.going:
             self._fruitful.add(generation.history.asked.model)
         if generation is self._on_trial:
             self._on_trial = None

@@ -32,6 +32,12 @@ class PlantedEngine(ScriptedEngine):
         asked = {word for prompt in prompts for word in prompt.split() if word.isupper()}
         if "ABORT" in asked or ("ABORT-ONCE" in asked and once("abort")):
             os.abort()
+        if "ABORT-DECODING" in asked and self._decodes("ABORT-DECODING", 1):
+            time.sleep(0.1)  # its first token reaches the router
+            os.abort()
+        if "ABORT-LATE" in asked and self._decodes("ABORT-LATE", 20):
+            time.sleep(0.1)
+            os.abort()
         if "HANG-ONCE" in asked and once("hang"):
             time.sleep(3600)
         if "SPIN-ONCE" in asked and (once("spin") or self._spins):
@@ -44,6 +50,12 @@ class PlantedEngine(ScriptedEngine):
             time.sleep(0.03)
             return []
         return super().step(limit_s)
+
+    def _decodes(self, word, tokens):
+        """Whether a sequence with ``word`` in its prompt has that many tokens, and one of this engine."""
+        marker = tuple(byte + 1 for byte in word.encode())
+        marked = [spec for spec in self._specs.values() if spec.prompt[: len(marker)] == marker]
+        return any(self._emitted[one.request_id] >= max(tokens, len(one.emitted) + 1) for one in marked)
 
     _spins = False
     _prefilled = 0

@@ -304,15 +304,16 @@ async def test_what_an_old_host_still_says_never_reaches_a_request_on_its_new_on
         assert old.ends == [("a", finished("a"))]
 
 
-async def test_a_request_settles_on_a_link_once_by_its_first_token_or_its_end():
+async def test_a_request_settles_on_a_link_once_when_it_has_got_going_or_ends():
     async with connected() as (router, host):
-        router.submit("a")
-        router.submit("b")
-        await host.says_events(wire.Started("a", 1), wire.Started("b", 1), delta("b", 0, 1), delta("b", 1, 1))
-        await host.says_events(finished("b", 2), wire.Failed("a", "engine_error", "broken"))
+        for name in "abc":
+            router.submit(name)
+        await host.says_events(wire.Started("a", 1), wire.Started("b", 1), delta("b", 0, 1), delta("c", 0, 1))
+        await host.says_events(delta("b", 1, 1), delta("b", 2, 1))
+        await host.says_events(finished("b", 3), wire.Failed("a", "engine_error", "broken"))
         await host.dies()
         await router.closed.wait()
-        assert router.settled == ["b", "a"]
+        assert (router.settled, router.link.unsettled) == (["b", "a"], {"c"})
 
 
 async def test_who_is_cancelled_between_two_hosts_ends_at_once_and_who_was_before_never_goes_to_another():

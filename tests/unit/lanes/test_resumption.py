@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lanes import wire
-from lanes.resumption import History, next_up
+from lanes.resumption import GOING_DELTAS, History, next_up
 
 ASKED = wire.Submit("a", "m", "interactive", wire.TextPrompt("x"), 8, wire.Sampling(seed=3), stop=("s",))
 
@@ -28,7 +28,7 @@ def test_a_request_takes_its_tokens_the_length_of_its_text_and_its_counters_and_
     assert {name for name in ASKED.__struct_fields__ if getattr(resumed, name) != getattr(ASKED, name)} == {"emitted"}
 
 
-def test_the_second_host_that_dies_before_a_token_makes_it_the_poison_if_it_was_on_trial():
+def test_the_second_host_that_dies_before_it_got_going_makes_it_the_poison_if_it_was_on_trial():
     history = History(ASKED)
     history.grew(delta(0, 5))
     assert history.host_died(on_trial=True) is None
@@ -36,13 +36,27 @@ def test_the_second_host_that_dies_before_a_token_makes_it_the_poison_if_it_was_
     assert (end.request_id, end.code) == ("a", "poison_request")
 
 
-def test_a_request_that_got_a_token_from_each_of_its_hosts_may_see_any_number_of_them_die():
+def test_a_request_that_each_of_its_hosts_got_going_may_see_any_number_of_them_die():
     history = History(ASKED)
-    for index in range(50):
+    for index in range(0, 100, 2):
+        history.submission()
         history.grew(delta(index, 5))
+        history.grew(delta(index + 1, 5))
         assert history.host_died(on_trial=True) is None
-    history.grew(delta(50, text="a held back end"))  # no token
+    history.submission()
+    history.grew(delta(100, 5))
+    history.grew(delta(101, text="a held back end"))  # no token
     assert history.host_died(on_trial=True).code == "poison_request"
+
+
+def test_a_request_that_its_host_brought_to_an_end_was_got_going_however_short_it_was():
+    history = History(ASKED)
+    history.grew(delta(0, 5))
+    assert not history.going
+    history.finished(wire.Finished("a", "cancelled", 4, 1))
+    assert not history.going
+    history.finished(wire.Finished("a", "stop", 4, 1))
+    assert history.going
 
 
 def test_who_was_cancelled_does_not_go_to_another_host():
@@ -62,13 +76,14 @@ def test_who_was_not_alone_on_the_hosts_that_died_is_a_suspect_and_no_more():
     assert history.host_died(on_trial=True).code == "poison_request"
 
 
-def test_who_had_a_token_from_the_host_that_died_is_no_suspect_until_the_next_one_dies():
+def test_whom_the_host_that_died_had_got_going_is_no_suspect_until_the_next_one_dies():
     history = History(ASKED)
     assert not history.suspect
     for suspect in (False, True):
         history.submission()
+        history.grew(delta(history.emitted_tokens, 5))
         if not suspect:
-            history.grew(delta(0, 5))
+            history.grew(delta(1, 5))
         history.host_died(on_trial=False)
         assert history.suspect is suspect
 
@@ -85,8 +100,8 @@ def waiting(name, *, lane="interactive", deaths=1, prompt_tokens=10, tokens=0, s
         history.grew(delta(0, *range(tokens)))
     for _ in range(deaths):
         history.submission()
-        if steady:
-            history.grew(delta(tokens, 1))
+        for index in range(2 * steady):
+            history.grew(delta(tokens + index, 1))
         history.host_died(on_trial=False)
     return Waiting(name, history)
 
@@ -122,16 +137,16 @@ def test_the_interactive_lane_goes_first_and_then_who_costs_least_and_last_whose
 
 
 class Hosts:
-    """Hosts that die when they work on the poison, after it has had so many tokens in all."""
+    """Hosts that die when they work on the poison, once it has had so many tokens in all, and some of this host."""
 
-    def __init__(self, crowd, poison_after):
-        self.waiting, self.failed, self.poison_after = crowd, [], poison_after
+    def __init__(self, crowd, poison_after, of_each_host):
+        self.waiting, self.failed, self.poison_after, self.of_each_host = crowd, [], poison_after, of_each_host
         self.poison_tokens = 0
         self.deaths = 0
 
     def live(self, data):
         """One host's life. Returns whether it is still alive when nobody waits any more and the poison is not there."""
-        here, unsettled, on_trial = [], set(), None
+        here, unsettled, on_trial, poison_tokens_here = [], set(), None, 0
         while True:
             going = next_up(self.waiting, unsettled=len(unsettled), on_trial=on_trial is not None)
             for one in going:
@@ -145,13 +160,15 @@ class Hosts:
                 return True
             for one in data.draw(st.permutations(here)):
                 if one.name == "poison":
-                    if self.poison_tokens == self.poison_after:
+                    if self.poison_tokens >= self.poison_after and poison_tokens_here >= self.of_each_host:
                         self._die(here, unsettled)
                         return False
                     self.poison_tokens += 1
+                    poison_tokens_here += 1
                 one.history.grew(delta(one.history.emitted_tokens, 1))
-                unsettled.discard(one.name)
-                on_trial = None if one is on_trial else on_trial
+                if one.history.going:
+                    unsettled.discard(one.name)
+                    on_trial = None if one is on_trial else on_trial
 
     def _die(self, here, unsettled):
         self.deaths += 1
@@ -160,13 +177,13 @@ class Hosts:
             (self.failed if ended else self.waiting).append(one)
 
 
-@given(st.data(), st.integers(0, 3))
-def test_the_poison_is_found_and_nobody_else_fails_whatever_ran_beside_it(data, poison_after):
+@given(st.data(), st.integers(0, 4), st.sampled_from([0, 1]))
+def test_the_poison_is_found_and_nobody_else_fails_whatever_ran_beside_it(data, poison_after, of_each_host):
     lanes = st.sampled_from(["interactive", "throughput"])
     crowd = [waiting(name, lane=data.draw(lanes), deaths=0) for name in ("poison", "a", "b", "c", "d")]
-    hosts = Hosts(crowd, poison_after)
+    hosts = Hosts(crowd, poison_after, of_each_host)
     while not hosts.live(data):
         assert hosts.deaths <= 3
     assert names(hosts.failed) == ["poison"]
-    # At its first token it is a suspect from the first death; later, it was steady then, and went with the others.
-    assert hosts.deaths == 2 if not poison_after else hosts.deaths in (2, 3)
+    # Before it got going it is a suspect from the first death on; later it was steady then, and went with the others.
+    assert hosts.deaths == 2 if poison_after < GOING_DELTAS else hosts.deaths in (2, 3)
