@@ -201,7 +201,8 @@ class Link:
     Args:
         stream: see :class:`lanes.framed.FramedSocket`.
         on_message: receives everything that is not an event of a request.
-        on_settled: a request that began on this link has got going (:attr:`lanes.resumption.History.going`), or has ended.
+        on_settled: a request that began on this link has got going, or has ended; see
+            :attr:`lanes.resumption.History.going`.
     """
 
     def __init__(

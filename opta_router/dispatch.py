@@ -1,4 +1,4 @@
-"""Performs what the deciders decide: a slot from admission, a submission to the engine, an answer as it comes in.
+"""Performs what the deciders decide: a slot from admission, a submission to the engine, its end.
 
 :meth:`Dispatcher.answer` owns a request from its offer to its end. A slot, once confirmed, belongs to the request on
 the host and is released by the host's last word on it, whether or not anybody still listens: the next request is
