@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import anyio
 import httpx
@@ -158,7 +158,7 @@ async def started(server: Server) -> AsyncIterator[Running]:
     """Start ``server`` with the same BLAS as our host's, wait until it answers, stop it at the end.
 
     Raises:
-        RuntimeError: it ended, or did not answer in time; with the end of what it printed.
+        RuntimeError: it ended, did not answer in time, or failed a request; with the end of what it printed.
     """
     port = _free_port()
     command = [part.format(port=port) for part in server.command]
@@ -174,13 +174,20 @@ async def started(server: Server) -> AsyncIterator[Running]:
             limits = httpx.Limits(max_connections=None)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None, limits=limits) as client:
                 if not await _answers(client, server.ready_path, process):
-                    output.seek(0)
-                    end = output.read()[-2000:].decode(errors="replace")
-                    raise RuntimeError(f"{server.name} did not start: {' '.join(command)}\n{end}")
-                yield Running(port, process.pid, client)
+                    raise RuntimeError(f"{server.name} did not start: {' '.join(command)}\n{_end(output)}")
+                try:
+                    yield Running(port, process.pid, client)
+                except Exception as exc:
+                    status = "is still there" if process.returncode is None else f"ended with {process.returncode}"
+                    raise RuntimeError(f"{server.name} failed under measurement; it {status}\n{_end(output)}") from exc
         finally:
             with anyio.CancelScope(shield=True):
                 await _stop(process)
+
+
+def _end(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read()[-2000:].decode(errors="replace")
 
 
 async def _stop(process: Process) -> None:
