@@ -12,7 +12,7 @@ from lanes.client import Generation
 from lanes.errors import HostDied, PoisonRequest, RequestRefused
 from lanes.resumption import Interruption, Resumed
 from opta_router import errors
-from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport
+from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport, Usage
 from opta_router.telemetry import RequestTrace
 from opta_router.tickets import Ticket
 from policies.classify import Classification
@@ -66,6 +66,23 @@ class Answer:
     def attach(self, generation: Generation) -> None:
         """The request is on its way to the host."""
         self._generation = generation
+
+    def usage(self) -> Usage:
+        """What it has used so far. On any thread."""
+        if self._generation is None:
+            return Usage(prompt_tokens=0, completion_tokens=0)
+        history = self._generation.history
+        return Usage(prompt_tokens=history.prompt_tokens, completion_tokens=history.emitted_tokens)
+
+    def settle(self, last: wire.Finished | wire.Failed) -> None:
+        """The host has let go of it."""
+        usage = self.usage()
+        if isinstance(last, wire.Finished):
+            usage = Usage(
+                prompt_tokens=last.prompt_tokens,
+                completion_tokens=max(last.completion_tokens, usage.completion_tokens),  # a counter never goes back
+            )
+        self._arrival.trace.settled(usage)
 
     def move(self, lane: wire.Lane) -> None:
         """There is room in another lane: the host may take it there."""

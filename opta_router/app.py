@@ -21,15 +21,12 @@ from opta_router.http.request_id import RequestId
 from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
-from opta_router.telemetry import Tracing
-from opta_router.telemetry.metrics import EngineReading, Metrics
+from opta_router.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
 
-def build_app(
-    configuration: Configuration, engine: Engine, dispatcher: Dispatcher, tracing: Tracing, metrics: Metrics
-) -> ASGIApp:
+def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatcher, telemetry: Recorder) -> ASGIApp:
     """The application to serve. ``engine`` must be running, or start; until it is ready, requests are a 503."""
     app = Starlette(
         routes=_routes(),
@@ -39,13 +36,13 @@ def build_app(
         configuration=configuration,
         engine=engine,
         dispatcher=dispatcher,
-        tracing=tracing,
-        metrics=metrics,
+        telemetry=telemetry,
         started_s=int(time.time()),
     )
-    metrics.observe_lanes(service.lanes)
-    metrics.observe_engine(lambda: EngineReading(restarts=engine.restarts, resumed=engine.resumed))
-    metrics.observe_speculation(dispatcher.speculation.readings)
+    telemetry.metrics.observe.of_lanes(service.lanes)
+    telemetry.metrics.observe.of_engine(service.engine_reading)
+    telemetry.metrics.observe.of_configuration(service.configuration_reading)
+    telemetry.metrics.observe.of_pairs(dispatcher.speculation.readings)
     app.state.service = service
     server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(

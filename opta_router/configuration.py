@@ -59,6 +59,8 @@ class Refusal(msgspec.Struct, frozen=True):
 class Configuration:
     """The configuration in force. Whoever needs more than one value of it takes :attr:`in_force` once.
 
+    ``applied`` and ``refused`` count reloads.
+
     The constructor reads it, and blocks; everything else is for one event loop.
 
     Args:
@@ -80,6 +82,8 @@ class Configuration:
         self._in_force = loaded.config
         self.loaded_at_s = now_s()
         self.last_refusal: Refusal | None = None
+        self.applied = 0
+        self.refused = 0
 
     @property
     def in_force(self) -> Config:
@@ -122,11 +126,13 @@ class Configuration:
                 result = reload(self._in_force, loaded.config, loaded.source)
             except ConfigError as exc:
                 self.last_refusal = Refusal(self._now_s(), exc)
+                self.refused += 1
                 log.error("not reloaded, the old configuration stays: %s", exc)  # noqa: TRY400 - the operator's mistake
                 raise
             self._warn(loaded)
             self.loaded_at_s = self._now_s()
             self.last_refusal = None
+            self.applied += 1
             self._take(result)
         log.info("reloaded: %s", ", ".join(result.changed) or "nothing changes")
         if result.needs_restart:

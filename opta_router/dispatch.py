@@ -213,11 +213,14 @@ class Dispatcher:
     async def _submitted(self, arrival: Arrival, model: ModelConfig) -> AsyncIterator[Answer]:
         ticket = await self._granted(arrival)
         attempt: Attempt | None = None
+        answer: Answer | None = None
 
         def over(event: wire.Finished | wire.Failed | None) -> None:
             if attempt is not None:
                 attempt.over(event)
             self._release(ticket)
+            if answer is not None and event is not None:
+                answer.settle(event)
 
         # From here to the submission nothing waits, so nothing can be cancelled with the slot in hand.
         try:
@@ -238,8 +241,8 @@ class Dispatcher:
                 raise refusal(exc, arrival.request) from exc
             raise
         try:
-            arrival.trace.dispatched()
             answer.attach(generation)
+            arrival.trace.dispatched(answer.usage)
             yield answer
         finally:
             generation.cancel()

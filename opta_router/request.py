@@ -169,3 +169,10 @@ class Ending(msgspec.Struct, frozen=True):
 
     finished: wire.Finished
     opta: OptaReport
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request has used so far."""
+
+    prompt_tokens: int
+    completion_tokens: int

@@ -13,8 +13,8 @@ from opta_router.admission import RejectCode
 from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher
 from opta_router.engine import Engine
-from opta_router.telemetry import Tracing
-from opta_router.telemetry.metrics import LaneReading, Metrics
+from opta_router.telemetry.readings import ConfigurationReading, EngineReading, LaneReading
+from opta_router.telemetry.recorder import Recorder
 from policies.schema import Config
 
 NONE_REJECTED: Final[Mapping[str, int]] = dict.fromkeys(get_args(RejectCode), 0)
@@ -27,8 +27,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     configuration: Configuration
     engine: Engine
     dispatcher: Dispatcher
-    tracing: Tracing
-    metrics: Metrics
+    telemetry: Recorder
     started_s: int
 
     @property
@@ -50,6 +49,21 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
             )
             for lane, stats in self.dispatcher.stats().items()
         }
+
+    def engine_reading(self) -> EngineReading:
+        """The host and its models, for metrics."""
+        engine = self.engine
+        return EngineReading(
+            restarts=engine.restarts,
+            resumed=engine.resumed,
+            ready=not self.dispatcher.not_ready_reasons(),
+            memory_bytes=engine.stats.active_memory_bytes if engine.stats is not None else None,
+            model_bytes={view.name: view.reserved_bytes for view in engine.pairs.views() if view.reserved_bytes},
+        )
+
+    def configuration_reading(self) -> ConfigurationReading:
+        """What became of reloads, for metrics."""
+        return ConfigurationReading(applied=self.configuration.applied, refused=self.configuration.refused)
 
 
 def service_of(scope: Mapping[str, Any]) -> Service:

@@ -18,8 +18,7 @@ from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher
 from opta_router.reloading import reload_on_hangup, watch_file
 from opta_router.server import ServerLimits, make_room, serve, stop_signals
-from opta_router.telemetry import Tracing, start_tracing
-from opta_router.telemetry.metrics import Metrics, start_metrics
+from opta_router.telemetry.recorder import Recorder, start_recorder
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config
 from policies.speculation import judge_pair, spec_policy
@@ -74,28 +73,22 @@ async def run_router(configuration: Configuration, announce: Callable[[str], Non
     Raises:
         BindError: the address cannot be listened on.
     """
-    async with _telemetry(configuration.in_force) as (tracing, metrics):
-        await _run(configuration, tracing, metrics, announce)
+    async with _telemetry(configuration.in_force) as telemetry:
+        await _run(configuration, telemetry, announce)
 
 
 @asynccontextmanager
-async def _telemetry(config: Config) -> AsyncIterator[tuple[Tracing, Metrics]]:
+async def _telemetry(config: Config) -> AsyncIterator[Recorder]:
     """What was recorded is sent, however the router ends."""
-    tracing = start_tracing(config.telemetry)
-    metrics = start_metrics(config.telemetry)
+    recorder = start_recorder(config)
     try:
-        yield tracing, metrics
+        yield recorder
     finally:
-        # Side by side, for each may take all the time that an exit has.
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(to_thread.run_sync, tracing.shutdown)
-                tg.start_soon(to_thread.run_sync, metrics.shutdown)
+            await to_thread.run_sync(recorder.shutdown)
 
 
-async def _run(
-    configuration: Configuration, tracing: Tracing, metrics: Metrics, announce: Callable[[str], None]
-) -> None:
+async def _run(configuration: Configuration, telemetry: Recorder, announce: Callable[[str], None]) -> None:
     config = configuration.in_force
     supervisor = Supervisor(host_settings(config, lambda: configuration.in_force))
     dispatcher = Dispatcher(config, supervisor)
@@ -125,7 +118,7 @@ async def _run(
             tg.start_soon(watch_file, configuration)
             await tg.start(supervisor.run)
             await serve(
-                build_app(configuration, supervisor, dispatcher, tracing, metrics),
+                build_app(configuration, supervisor, dispatcher, telemetry),
                 host=config.server.host,
                 port=config.server.port,
                 shutdown_trigger=shutdown,

@@ -56,7 +56,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """A number off the wire. `kind` is `counter` (cumulative, monotonic) or `gauge`."""
+    """A number off the wire. `kind` is `counter` (cumulative, monotonic), `gauge` or `histogram` (cumulative).
+
+    Of a histogram `value` is the count; `buckets` has each bucket's upper bound, the last one's infinite, with its own
+    count; `exemplars` are trace ids in hex.
+    """
 
     name: str
     kind: str
@@ -64,6 +68,9 @@ class Point:
     attributes: dict[str, Any]
     value: float
     resource: dict[str, Any]
+    buckets: tuple[tuple[float, int], ...] = ()
+    total: float = 0.0
+    exemplars: tuple[str, ...] = ()
 
 
 @dataclass
@@ -198,16 +205,39 @@ def _points(request: ExportMetricsServiceRequest) -> Iterator[Point]:
             for metric in scope.metrics:
                 kind, data = _numbers(metric)
                 for point in data.data_points:
-                    value = getattr(point, point.WhichOneof("value"))
-                    yield Point(metric.name, kind, metric.unit, _attributes(point.attributes), value, resource)
+                    attributes = _attributes(point.attributes)
+                    if kind == "histogram":
+                        yield _histogram(metric, point, attributes, resource)
+                    else:
+                        value = getattr(point, point.WhichOneof("value"))
+                        yield Point(metric.name, kind, metric.unit, attributes, value, resource)
+
+
+def _histogram(metric: metrics_pb2.Metric, point: Any, attributes: dict[str, Any], resource: dict[str, Any]) -> Point:
+    if sum(point.bucket_counts) != point.count:
+        raise ValueError(f"{metric.name}: {point.count} values, and {list(point.bucket_counts)} in its buckets")
+    bounds = [*point.explicit_bounds, float("inf")]
+    return Point(
+        metric.name,
+        "histogram",
+        metric.unit,
+        attributes,
+        point.count,
+        resource,
+        tuple(zip(bounds, point.bucket_counts, strict=True)),
+        point.sum,
+        tuple(exemplar.trace_id.hex() for exemplar in point.exemplars),
+    )
 
 
 def _numbers(metric: metrics_pb2.Metric) -> tuple[str, Any]:
-    if metric.WhichOneof("data") == "gauge":
+    kind = metric.WhichOneof("data")
+    if kind == "gauge":
         return "gauge", metric.gauge
-    if not metric.sum.is_monotonic or metric.sum.aggregation_temporality != 2:
-        raise ValueError(f"{metric.name} is no cumulative counter")
-    return "counter", metric.sum
+    data = metric.histogram if kind == "histogram" else metric.sum
+    if data.aggregation_temporality != 2 or not (kind == "histogram" or data.is_monotonic):
+        raise ValueError(f"{metric.name} is not cumulative")
+    return ("histogram" if kind == "histogram" else "counter"), data
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ async def _status(_request: Request, service: Service, _who: str) -> Response:
             "config": config,
             "lanes": _lane_views(service),
             "models": admin_models.views(service),
+            "telemetry": {"dropped": service.telemetry.dropped()},
         }
     )
 

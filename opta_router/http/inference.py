@@ -53,7 +53,7 @@ class InferenceEndpoint:
             error = MethodNotAllowed(f"{self._path} takes POST", allowed="POST")
             await _send_error(exchange, error)
             return
-        trace = service.tracing.request(
+        trace = service.telemetry.request(
             method="POST",
             route=self._path,
             headers=exchange.headers,

@@ -6,9 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from opta_router.service import service_of
-from opta_router.telemetry.metrics import EXPOSITION_TYPE
 
 
 async def metrics(request: Request) -> Response:
-    """``GET /metrics``, in Prometheus' text format whatever is accepted: every scraper reads it."""
-    return Response(service_of(request.scope).metrics.exposition(), headers={"content-type": EXPOSITION_TYPE})
+    """``GET /metrics``: OpenMetrics for who accepts it, else Prometheus' text format, whatever is accepted."""
+    accept = request.headers.get("accept", "")
+    text, content_type = service_of(request.scope).telemetry.metrics.exposition(accept)
+    return Response(text, headers={"content-type": content_type})

@@ -1,4 +1,6 @@
-"""One trace for each request, sent over OTLP if there is an endpoint. :func:`start_tracing` is the way in."""
+"""One trace for each request, and metrics of all of them. :func:`opta_router.telemetry.recorder.start_recorder` starts
+both; :func:`start_tracing` is for traces alone.
+"""
 
 from opta_router.telemetry.setup import start_tracing
 from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing

@@ -4,7 +4,9 @@ The GenAI conventions are still in development and their constants move between 
 ``opta.*`` names are ours and public: once released, a name does not change meaning.
 """
 
-from typing import Final
+from typing import Final, Literal
+
+import msgspec
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_VERSION: Final = "service.version"
@@ -93,31 +95,143 @@ SPEC_REJECTED_TOKENS: Final = "opta.spec.draft.rejected_tokens"
 SPEC_IGNORED_TOKENS: Final = "opta.spec.draft.ignored_tokens"
 SPEC_ACCEPTANCE_RATIO: Final = "opta.spec.acceptance_ratio"
 
-# metrics, and their attributes
+# metrics, and those of their attributes that no convention names
 
-METRIC_DEVICE_TIME: Final = "opta.lane.device_time"
-METRIC_QUEUE_DEPTH: Final = "opta.lane.queue.depth"
-METRIC_REQUESTS_ACTIVE: Final = "opta.lane.requests.active"
-METRIC_WEIGHT: Final = "opta.lane.weight"
-METRIC_REJECTIONS: Final = "opta.lane.rejections"
-METRIC_SPILLS: Final = "opta.lane.spills"
-METRIC_RESTARTS: Final = "opta.host.restarts"
-METRIC_RESUMED: Final = "opta.requests.resumed"
-METRIC_SPEC_ACCEPTED: Final = "lmx_spec_draft_accepted"
-METRIC_SPEC_REJECTED: Final = "lmx_spec_draft_rejected"
-METRIC_SPEC_IGNORED: Final = "lmx_spec_draft_ignored"
-METRIC_SPEC_ACCEPTANCE_RATIO: Final = "lmx_spec_acceptance_ratio"
-METRIC_SPEC_PROPOSED: Final = "opta.spec.draft.proposed"
-METRIC_SPEC_ROUNDS: Final = "opta.spec.rounds"
-METRIC_SPEC_REQUESTS: Final = "opta.spec.requests"
-METRIC_SPEC_LOW_ACCEPTANCE: Final = "opta.spec.low_acceptance"
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric. ``bounds`` are the upper bounds of a histogram's buckets, in ``unit``."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    description: str
+    attributes: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+    @property
+    def prometheus_name(self) -> str:
+        """As it is scraped; a histogram's series are this with ``_bucket``, ``_sum`` and ``_count``."""
+        name = self.name.replace(".", "_")
+        unit = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
+        return f"{name}{unit}{'_total' if self.kind == 'counter' else ''}"
+
 
 ATTRIBUTE_LANE: Final = "lane"
-ATTRIBUTE_CODE: Final = "code"
-"""Why a lane turned a request away: the code of its error."""
-
 ATTRIBUTE_MODEL: Final = "model"
 ATTRIBUTE_DRAFT_MODEL: Final = "draft_model"
+ATTRIBUTE_OUTCOME: Final = "outcome"
+"""``ok``, ``cancelled`` (the client left), ``rejected`` (429, 503), ``invalid`` (4xx), ``failed`` (ours)."""
+ATTRIBUTE_REASON: Final = "reason"
+"""Of an answer why it ended, otherwise the error's code."""
+ATTRIBUTE_CODE: Final = "code"
+"""Why a lane turned a request away: the code of its error."""
+ATTRIBUTE_TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105
+"""``input`` or ``output``."""
+ATTRIBUTE_SIGNAL: Final = "signal"
+"""``traces``, ``metrics`` or ``logs``."""
 ATTRIBUTE_REQUESTED: Final = "requested"
 ATTRIBUTE_ACTIVE: Final = "active"
-ATTRIBUTE_REASON: Final = "reason"
+
+NO_LANE: Final = "none"
+NO_MODEL: Final = "none"
+"""Of a request that was refused before anyone knew which it wants."""
+NO_DRAFT: Final = "none"
+
+_PAIR: Final = (ATTRIBUTE_MODEL, ATTRIBUTE_DRAFT_MODEL)
+_SERVED: Final = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, LANE)
+
+
+def _counter(name: str, unit: str, description: str, *attributes: str) -> Metric:
+    return Metric(name=name, kind="counter", unit=unit, description=description, attributes=attributes)
+
+
+def _gauge(name: str, unit: str, description: str, *attributes: str) -> Metric:
+    return Metric(name=name, kind="gauge", unit=unit, description=description, attributes=attributes)
+
+
+def _seconds(name: str, description: str, attributes: tuple[str, ...], *bounds: float) -> Metric:
+    return Metric(name=name, kind="histogram", unit="s", description=description, attributes=attributes, bounds=bounds)
+
+
+DRAFT_ACCEPTED: Final = _counter("lmx_spec_draft_accepted", "{token}", "Draft tokens that the target took.", *_PAIR)
+DRAFT_REJECTED: Final = _counter("lmx_spec_draft_rejected", "{token}", "Draft tokens that the target refused.", *_PAIR)
+DRAFT_IGNORED: Final = _counter("lmx_spec_draft_ignored", "{token}", "Draft tokens never compared.", *_PAIR)
+# No unit: "1" would make Prometheus' name end in ratio twice.
+ACCEPTANCE: Final = _gauge(
+    *("lmx_spec_acceptance_ratio", "", "Accepted share of the compared draft tokens, over the window of the gate."),
+    *_PAIR,
+)
+DRAFT_PROPOSED: Final = _counter(
+    "opta.spec.draft.proposed", "{token}", "Draft tokens: accepted, rejected and ignored.", *_PAIR
+)
+ROUNDS: Final = _counter("opta.spec.rounds", "{round}", "Passes of the target over draft tokens.", *_PAIR)
+SPECULATION: Final = _counter(
+    *("opta.spec.requests", "{request}", "Requests by whether they speculated, and why."),
+    *(*_PAIR, ATTRIBUTE_REQUESTED, ATTRIBUTE_ACTIVE, ATTRIBUTE_REASON),
+)
+LOW_ACCEPTANCE: Final = _gauge(
+    "opta.spec.low_acceptance", "", "1 while a pair does not speculate because too little was accepted.", *_PAIR
+)
+
+# The bounds of these three are the conventions'.
+REQUEST_DURATION: Final = _seconds(
+    *("gen_ai.server.request.duration", "From a request's arrival to its end.", (*_SERVED, ERROR_TYPE)),
+    *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+)
+TIME_TO_FIRST_TOKEN: Final = _seconds(
+    *("gen_ai.server.time_to_first_token", "From a request's arrival to its first token.", _SERVED),
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+TIME_PER_OUTPUT_TOKEN: Final = _seconds(
+    *("gen_ai.server.time_per_output_token", "Mean time of a token after the first.", _SERVED),
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+# A wait is as short as one step and as long as a queue_timeout.
+QUEUE_DURATION: Final = _seconds(
+    *("opta.lane.queue.duration", "Wait for a slot, of requests that got one.", (ATTRIBUTE_LANE,)),
+    *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+
+REQUESTS: Final = _counter(
+    *("opta.router.requests", "{request}", "Requests that are over."),
+    *(ATTRIBUTE_LANE, ATTRIBUTE_MODEL, ATTRIBUTE_OUTCOME, ATTRIBUTE_REASON),
+)
+TOKENS: Final = _counter(
+    *("opta.router.tokens", "{token}", "Tokens of prompts and answers, those under way included."),
+    *(ATTRIBUTE_LANE, ATTRIBUTE_MODEL, ATTRIBUTE_TOKEN_TYPE),
+)
+QUEUE_DEPTH: Final = _gauge("opta.lane.queue.depth", "{request}", "Requests that wait for a slot.", ATTRIBUTE_LANE)
+REQUESTS_ACTIVE: Final = _gauge("opta.lane.requests.active", "{request}", "Requests that have a slot.", ATTRIBUTE_LANE)
+# No unit: "1" would make it a ratio for Prometheus, and weights are not of one whole.
+WEIGHT: Final = _gauge("opta.lane.weight", "", "Share of device time while both lanes have work.", ATTRIBUTE_LANE)
+DEVICE_TIME: Final = _counter("opta.lane.device_time", "s", "Device time that the lane's steps took.", ATTRIBUTE_LANE)
+REJECTIONS: Final = _counter(
+    "opta.lane.rejections", "{request}", "Requests that were turned away.", ATTRIBUTE_LANE, ATTRIBUTE_CODE
+)
+SPILLS: Final = _counter(
+    *("opta.lane.spills", "{request}", "Requests that another lane took for this full one."),
+    *(ATTRIBUTE_LANE, ATTRIBUTE_CODE),
+)
+RESTARTS: Final = _counter("opta.host.restarts", "{restart}", "Hosts that were lost.")
+RESUMED_REQUESTS: Final = _counter(
+    "opta.requests.resumed", "{request}", "Times that a request went to another host, whose first had died."
+)
+HOST_READY: Final = _gauge("opta.host.ready", "", "1 if requests are taken, else 0.")
+HOST_MEMORY: Final = _gauge("opta.host.memory", "By", "Memory of the device that the host uses.")
+MODEL_MEMORY: Final = _gauge(
+    "opta.model.memory", "By", "What a resident model takes: weights, and room for its caches.", ATTRIBUTE_MODEL
+)
+RELOADS: Final = _counter("opta.config.reloads", "{reload}", "Reloads of the configuration.", ATTRIBUTE_OUTCOME)
+DROPPED: Final = _counter(
+    "opta.telemetry.dropped", "{item}", "Spans, metric points and log lines that were lost.", ATTRIBUTE_SIGNAL
+)
+
+METRICS: Final = (
+    *(DRAFT_ACCEPTED, DRAFT_REJECTED, DRAFT_IGNORED, ACCEPTANCE),
+    *(DRAFT_PROPOSED, ROUNDS, SPECULATION, LOW_ACCEPTANCE),
+    *(REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, QUEUE_DURATION),
+    *(REQUESTS, TOKENS),
+    *(QUEUE_DEPTH, REQUESTS_ACTIVE, WEIGHT, DEVICE_TIME, REJECTIONS, SPILLS),
+    *(RESTARTS, RESUMED_REQUESTS, HOST_READY, HOST_MEMORY, MODEL_MEMORY, RELOADS, DROPPED),
+)
+"""All of them. The Prometheus name follows by translation."""

@@ -41,7 +41,7 @@ def signal_endpoint(signal: Signal, config: TelemetryConfig, environ: Mapping[st
     Raises:
         ConfigError: the configured endpoint is not a URL.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if is_disabled(environ):
         return None
     if config.otlp_endpoint is not None:
         if not _is_http(config.otlp_endpoint):
@@ -58,6 +58,11 @@ def signal_endpoint(signal: Signal, config: TelemetryConfig, environ: Mapping[st
             return None
         return url if variable == own else _with_path(url, signal)
     return None
+
+
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether ``OTEL_SDK_DISABLED`` says that nothing is to be recorded."""
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def _with_path(base: str, signal: Signal) -> str:

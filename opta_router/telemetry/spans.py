@@ -12,7 +12,7 @@ Nothing here is done per token. Contexts are passed by hand: a request's stages 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from opentelemetry.context import Context
@@ -21,8 +21,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from lanes.wire import Lane
 from opta_router.errors import EngineDied
-from opta_router.request import Ending, GenerationRequest, OptaReport
+from opta_router.request import Ending, GenerationRequest, OptaReport, Usage
 from opta_router.telemetry import facts, names
+from opta_router.telemetry.histograms import Identity
 from opta_router.telemetry.tracing import RequestTrace
 from policies.classify import Classification
 
@@ -58,6 +59,7 @@ class SpanTrace(RequestTrace):
         "_ended",
         "_error",
         "_first_decode",
+        "_identity",
         "_queue",
         "_queue_ms",
         "_queued_ns",
@@ -68,6 +70,8 @@ class SpanTrace(RequestTrace):
     )
 
     def __init__(self, tracer: Tracer, server: Span, begun_wall_ns: int) -> None:
+        context = server.get_span_context()
+        self._identity = Identity(context.trace_id, context.span_id)
         self._tracer = tracer
         self._begun_wall_ns = begun_wall_ns
         self._begun_ns = time.monotonic_ns()
@@ -84,6 +88,11 @@ class SpanTrace(RequestTrace):
         self._ttft_ms: float | None = None
         self._resumed = 0
         self._error: str | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """See :class:`RequestTrace`."""
+        return self._identity
 
     def classified(
         self,
@@ -127,7 +136,7 @@ class SpanTrace(RequestTrace):
         self._queue.end(now_ns)
         self._queue = None
 
-    def dispatched(self) -> None:
+    def dispatched(self, read_usage: Callable[[], Usage]) -> None:
         """See :class:`RequestTrace`."""
         if self._client is None or self._first_decode is not None:
             return

@@ -6,10 +6,11 @@ an empty method. :mod:`opta_router.telemetry.spans` and :mod:`opta_router.teleme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lanes.wire import Lane
-from opta_router.request import Ending, GenerationRequest, OptaReport
+from opta_router.request import Ending, GenerationRequest, OptaReport, Usage
+from opta_router.telemetry.histograms import Identity
 from policies.classify import Classification
 
 
@@ -21,6 +22,11 @@ class RequestTrace:
     """
 
     __slots__ = ()
+
+    @property
+    def identity(self) -> Identity | None:
+        """Trace and span that it is recorded as; None if it is not."""
+        return None
 
     def classified(
         self,
@@ -42,8 +48,8 @@ class RequestTrace:
     def admitted(self, lane: Lane, route: str) -> None:
         """The wait is over: the lane that took the request, and the rule that decided in the end."""
 
-    def dispatched(self) -> None:
-        """The request went to a host."""
+    def dispatched(self, read_usage: Callable[[], Usage]) -> None:
+        """The request went to a host. ``read_usage`` says, on any thread, what it has used so far."""
 
     def first_token(self) -> None:
         """The first token came back."""
@@ -56,6 +62,9 @@ class RequestTrace:
 
     def resumed(self, emitted_tokens: int) -> None:
         """The request went to another host, which continues after ``emitted_tokens`` tokens."""
+
+    def settled(self, usage: Usage) -> None:
+        """The host has said its last word on it, before or after its end here: what it used in all."""
 
     def finished(self, ending: Ending) -> None:
         """The answer is complete, or was cancelled and the host has acknowledged it."""

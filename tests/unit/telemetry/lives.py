@@ -1,7 +1,7 @@
 """A request and its answer, as the dispatcher would tell them."""
 
 from lanes import wire
-from opta_router.request import Ending, GenerationRequest, OptaReport, SamplingParams, SpeculativeReport
+from opta_router.request import Ending, GenerationRequest, OptaReport, SamplingParams, SpeculativeReport, Usage
 from policies.classify import Classification
 from policies.schema import ClientConfig, PresetConfig
 
@@ -46,6 +46,10 @@ SPECULATED = SpeculativeReport(
 NOT_SPECULATED = SpeculativeReport(requested=True, active=False, reason="lane")
 
 
+def no_usage():
+    return Usage(prompt_tokens=0, completion_tokens=0)
+
+
 def ending(speculative=SPECULATED, reason="stop", resumed=0):
     return Ending(
         wire.Finished("r-1", reason, prompt_tokens=12, completion_tokens=34, cached_tokens=5),
@@ -78,5 +82,10 @@ def to_first_token(trace):
     classify(trace)
     trace.queued()
     trace.admitted("interactive", "auto:room")
-    trace.dispatched()
+    trace.dispatched(no_usage)
     trace.first_token()
+
+
+def usage(ending):
+    """What its host's last word says."""
+    return Usage(prompt_tokens=ending.finished.prompt_tokens, completion_tokens=ending.finished.completion_tokens)

@@ -12,8 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lanes import wire
 from opta_router.speculation import Outcome, PairReading
-from opta_router.telemetry.metrics import EngineReading, LaneReading, Metrics, start_metrics
+from opta_router.telemetry import names
+from opta_router.telemetry.metrics import Metrics, start_metrics
 from opta_router.telemetry.quiet_logs import LOGGERS, OncePerInterval
+from opta_router.telemetry.readings import LaneReading
+from opta_router.telemetry.tally import Tally
 from policies.acceptance import GateState, GateView
 from policies.quantities import Secret
 from policies.schema import TelemetryConfig
@@ -42,7 +45,7 @@ def sending_threads():
 
 def scraped(metrics):
     """Samples by name and labels."""
-    families = text_string_to_metric_families(metrics.exposition().decode())
+    families = text_string_to_metric_families(metrics.exposition()[0].decode())
     samples = [sample for family in families for sample in family.samples if sample.name != "target_info"]
     found = {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
     assert len(found) == len(samples)
@@ -50,8 +53,12 @@ def scraped(metrics):
 
 
 def of_lane(samples, lane):
-    """The samples of one lane without a code."""
-    return {name: value for (name, *labels), value in samples.items() if labels == [("lane", lane)]}
+    """The samples of one lane without a code, but for its histogram."""
+    return {
+        name: value
+        for (name, *labels), value in samples.items()
+        if labels == [("lane", lane)] and "queue_duration" not in name
+    }
 
 
 @pytest.fixture
@@ -61,8 +68,8 @@ def lanes():
 
 @pytest.fixture
 def scraped_only(lanes):
-    metrics = start_metrics(TelemetryConfig())
-    metrics.observe_lanes(lanes)
+    metrics = start_metrics(TelemetryConfig(), Tally(()))
+    metrics.observe.of_lanes(lanes)
     yield metrics
     metrics.shutdown()
 
@@ -74,47 +81,27 @@ def test_each_lane_is_scraped_under_the_contracts_names(scraped_only):
         "opta_lane_requests_active": 1,
         "opta_lane_weight": 8,
         "opta_lane_device_time_seconds_total": 2.5,
-        "opta_lane_spills_total": 0,
     }
     assert of_lane(samples, "throughput") == {
         "opta_lane_queue_depth": 7,
         "opta_lane_requests_active": 0,
         "opta_lane_weight": 0.5,
         "opta_lane_device_time_seconds_total": 0,
-        "opta_lane_spills_total": 4,
     }
-    rejections = {
-        labels: value
-        for (name, *labels), value in samples.items()
-        if name == "opta_lane_rejections_total"
-        for labels in [tuple(labels)]
-    }
-    assert rejections == {
-        (("code", "queue_full"), ("lane", "interactive")): 3,
-        (("code", "deadline"), ("lane", "interactive")): 0,
-    }
-
-
-def test_the_engines_history_is_scraped_under_the_contracts_names():
-    metrics = start_metrics(TelemetryConfig())
-    engine = EngineReading(restarts=3, resumed=7)
-    metrics.observe_engine(lambda: engine)
-    assert scraped(metrics) == {("opta_host_restarts_total",): 3, ("opta_requests_resumed_total",): 7}
-    metrics.shutdown()
 
 
 def test_each_pairs_speculation_is_scraped_under_the_contracts_names():
-    metrics = start_metrics(TelemetryConfig())
+    metrics = start_metrics(TelemetryConfig(), Tally(()))
     gate = GateView(state=GateState.OFF, acceptance_ratio=0.25, compared_tokens=40, retry_in_s=9.0, switched_off=1)
     low = Outcome(requested=True, active=False, reason=SpecReason.LOW_ACCEPTANCE)
     counters = wire.SpecCounters(rounds=11, proposed=44, accepted=10, rejected=30, ignored=4)
     pair = PairReading(model="m", draft="d", counters=counters, outcomes={low: 3}, gate=gate)
     fresh = msgspec.structs.replace(gate, state=GateState.ON, acceptance_ratio=None)
     plain = PairReading(model="p", draft=None, counters=wire.SpecCounters(), outcomes={}, gate=fresh)
-    metrics.observe_speculation(lambda: [pair, plain])
+    metrics.observe.of_pairs(lambda: [pair, plain])
     labels = (("draft_model", "d"), ("model", "m"))
     decided = (("active", "false"), *labels, ("reason", "low_acceptance"), ("requested", "true"))
-    assert scraped(metrics) == {
+    assert {name: value for name, value in scraped(metrics).items() if "_spec_" in name[0]} == {
         ("lmx_spec_draft_accepted_total", *labels): 10,
         ("lmx_spec_draft_rejected_total", *labels): 30,
         ("lmx_spec_draft_ignored_total", *labels): 4,
@@ -139,8 +126,9 @@ def test_each_scrape_says_what_is_true_then(scraped_only, lanes):
 
 
 def test_a_scrape_says_whose_metrics_they_are_and_nothing_of_the_process(scraped_only):
-    families = {family.name: family for family in text_string_to_metric_families(scraped_only.exposition().decode())}
-    assert {name for name in families if not name.startswith("opta_")} == {"target_info"}
+    families = {family.name: family for family in text_string_to_metric_families(scraped_only.exposition()[0].decode())}
+    ours = {metric.prometheus_name.removesuffix("_total") for metric in names.METRICS}
+    assert families.keys() - ours == {"target_info"}
     assert families["target_info"].samples[0].labels["service_name"] == "opta-router"
 
 
@@ -149,17 +137,17 @@ def test_without_an_endpoint_no_thread_is_started(scraped_only):
 
 
 def test_two_routers_in_one_process_do_not_see_each_others_metrics(scraped_only):
-    other = start_metrics(TelemetryConfig())
-    assert scraped(other) == {}
+    other = start_metrics(TelemetryConfig(), Tally(()))
+    assert of_lane(scraped(other), "interactive") == {}
     other.shutdown()
-    assert scraped(scraped_only) != {}
+    assert of_lane(scraped(scraped_only), "interactive") != {}
 
 
 def test_what_is_pushed_is_what_is_scraped(collector, lanes, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-from=environment,x-both=environment")
     headers = {"x-key": Secret("k"), "X-Both": Secret("configuration")}
-    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint, otlp_headers=headers))
-    metrics.observe_lanes(lanes)
+    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint, otlp_headers=headers), Tally(()))
+    metrics.observe.of_lanes(lanes)
     metrics.shutdown()
     metrics.shutdown()
     ((path, sent),) = collector.requests
@@ -169,14 +157,6 @@ def test_what_is_pushed_is_what_is_scraped(collector, lanes, monkeypatch):
     assert found["opta.lane.device_time", ("lane", "interactive")] == 2.5
     assert found["opta.lane.rejections", ("code", "queue_full"), ("lane", "interactive")] == 3
     assert len(found) == len(collector.points) == 12
-    assert {(point.name, point.kind, point.unit) for point in collector.points} == {
-        ("opta.lane.queue.depth", "gauge", "{request}"),
-        ("opta.lane.requests.active", "gauge", "{request}"),
-        ("opta.lane.weight", "gauge", ""),
-        ("opta.lane.device_time", "counter", "s"),
-        ("opta.lane.spills", "counter", "{request}"),
-        ("opta.lane.rejections", "counter", "{request}"),
-    }
     (resource,) = {tuple(sorted(point.resource.items())) for point in collector.points}
     assert ("service.name", "opta-router") in resource
     assert ("service.version", version("opta-router")) in resource
@@ -185,8 +165,8 @@ def test_what_is_pushed_is_what_is_scraped(collector, lanes, monkeypatch):
 
 def test_what_is_pushed_in_between_goes_on_from_what_was_pushed_before(collector, lanes, monkeypatch):
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
-    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint))
-    metrics.observe_lanes(lanes)
+    metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint), Tally(()))
+    metrics.observe.of_lanes(lanes)
     for device_s in (3.0, 4.0):
         lanes.interactive["device_s"] = device_s
         with collector.changed:
@@ -211,8 +191,8 @@ def test_a_collector_that_refuses_costs_one_line_from_each_logger_and_scrapes_go
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
     caplog.set_level(logging.WARNING)
     with refusing() as endpoint:
-        metrics = start_metrics(TelemetryConfig(otlp_endpoint=endpoint))
-        metrics.observe_lanes(lanes)
+        metrics = start_metrics(TelemetryConfig(otlp_endpoint=endpoint), Tally(()))
+        metrics.observe.of_lanes(lanes)
         exporter = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
         while exporter not in {record.name for record in caplog.records}:
             assert of_lane(scraped(metrics), "interactive")["opta_lane_requests_active"] == 1
@@ -228,9 +208,10 @@ def test_a_collector_that_never_answers_holds_up_neither_shutdown_nor_exit():
     program = """
 import sys
 from opta_router.telemetry.metrics import start_metrics
+from opta_router.telemetry.tally import Tally
 from policies.schema import TelemetryConfig
-metrics = start_metrics(TelemetryConfig(otlp_endpoint=sys.argv[1]))
-metrics.observe_lanes(lambda: {})
+metrics = start_metrics(TelemetryConfig(otlp_endpoint=sys.argv[1]), Tally(()))
+metrics.observe.of_lanes(lambda: {})
 metrics.shutdown()
 print("over")
 """
@@ -242,11 +223,11 @@ print("over")
 
 
 def test_a_reader_that_fails_spoils_neither_the_scrape_nor_the_router():
-    metrics = Metrics(TelemetryConfig(), None)
+    metrics = Metrics(TelemetryConfig(), None, Tally(()))
 
     def fails():
         raise RuntimeError("no lanes")
 
-    metrics.observe_lanes(fails)
-    assert scraped(metrics) == {}
+    metrics.observe.of_lanes(fails)
+    assert of_lane(scraped(metrics), "interactive") == {}
     metrics.shutdown()

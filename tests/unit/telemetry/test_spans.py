@@ -307,7 +307,7 @@ CALLS = {
     "classified": lives.classify,
     "queued": lambda trace: trace.queued(),
     "admitted": lambda trace: trace.admitted("throughput", "auto:busy"),
-    "dispatched": lambda trace: trace.dispatched(),
+    "dispatched": lambda trace: trace.dispatched(lives.no_usage),
     "first_token": lambda trace: trace.first_token(),
     "interrupted": lambda trace: trace.interrupted(),
     "resumed": lambda trace: trace.resumed(3),

@@ -1,0 +1,49 @@
+"""What the metrics are read from: plain numbers of the router's parts, as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from lanes.wire import Lane
+
+
+class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane now. ``device_s``, ``spilled`` and ``rejected`` (by code) count from the router's start."""
+
+    weight: float
+    active: int
+    queued: int
+    spilled: int
+    rejected: Mapping[str, int]
+    device_s: float
+
+
+class EngineReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine now, and since the router's start: hosts that were lost, requests that another host went on with.
+
+    ``memory_bytes`` is what the host uses of the device, as of a second ago; None without a host. ``model_bytes`` is
+    what each resident model takes, weights and room for caches.
+    """
+
+    restarts: int
+    resumed: int
+    ready: bool = False
+    memory_bytes: int | None = None
+    model_bytes: Mapping[str, int] = {}
+
+
+class ConfigurationReading(msgspec.Struct, frozen=True, kw_only=True):
+    """Reloads since the router's start."""
+
+    applied: int
+    refused: int
+
+
+ReadLanes: TypeAlias = Callable[[], Mapping[Lane, LaneReading]]
+ReadEngine: TypeAlias = Callable[[], EngineReading]
+ReadConfiguration: TypeAlias = Callable[[], ConfigurationReading]
+ReadDropped: TypeAlias = Callable[[], Mapping[str, int]]
+"""What was lost, by signal."""

@@ -1,0 +1,75 @@
+"""Everything that is recorded, in one hand: traces and metrics, started together and ended together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from threading import Thread
+
+from opta_router.telemetry.metered import MeteredTrace
+from opta_router.telemetry.metrics import Metrics, start_metrics
+from opta_router.telemetry.resource import SHUTDOWN_S
+from opta_router.telemetry.setup import is_disabled, start_tracing
+from opta_router.telemetry.tally import Tally
+from opta_router.telemetry.tracing import RequestTrace, Tracing
+from policies.schema import Config
+
+
+class Recorder:
+    """What the endpoints tell their requests to.
+
+    Args:
+        tracing: where spans go.
+        metrics: where numbers go.
+        counts: whether requests are counted; otherwise a request costs no more than its span.
+    """
+
+    def __init__(self, tracing: Tracing, metrics: Metrics, *, counts: bool = True) -> None:
+        self.tracing = tracing
+        self.metrics = metrics
+        self._counts = counts
+        metrics.observe.of_telemetry(self.dropped)
+
+    def request(
+        self,
+        *,
+        method: str,
+        route: str,
+        headers: Mapping[str, str],
+        scheme: str = "http",
+        client_address: str | None = None,
+        http_version: str = "1.1",
+    ) -> RequestTrace:
+        """A new request; the arguments are those of :meth:`Tracing.request`, and so is what must come of it."""
+        trace = self.tracing.request(
+            method=method,
+            route=route,
+            headers=headers,
+            scheme=scheme,
+            client_address=client_address,
+            http_version=http_version,
+        )
+        return MeteredTrace(self.metrics.tally, trace) if self._counts else trace
+
+    def dropped(self) -> dict[str, int]:
+        """What was recorded and will never arrive, by signal, since the start."""
+        return {"traces": self.tracing.dropped_spans, "metrics": self.metrics.dropped_points}
+
+    def shutdown(self) -> None:
+        """Send what is left, side by side, for each may take all the time that an exit has. Blocks; safe to repeat."""
+        sending = Thread(target=self.metrics.shutdown, name="opta-metrics-shutdown", daemon=True)
+        sending.start()
+        self.tracing.shutdown()
+        sending.join(SHUTDOWN_S)
+
+
+def start_recorder(config: Config, environ: Mapping[str, str] = os.environ) -> Recorder:
+    """Telemetry as configured, and as OpenTelemetry's environment variables say.
+
+    Raises:
+        ConfigError: the configured endpoint is not a URL.
+    """
+    tally = Tally(model.name for model in config.models)
+    tracing = start_tracing(config.telemetry, environ)
+    metrics = start_metrics(config.telemetry, tally, environ)
+    return Recorder(tracing, metrics, counts=not is_disabled(environ))
