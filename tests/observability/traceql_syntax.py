@@ -1,0 +1,66 @@
+"""TraceQL as Grafana's own grammar parses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.observability.fetched import traceql_grammar
+
+SCRIPT = Path(__file__).with_name("parse_traceql.mjs")
+
+
+class Refused(Exception):
+    """A query that Tempo would refuse, or that could not find what it is after."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a syntax tree. `name` is the grammar's."""
+
+    name: str
+    text: str
+    children: tuple[Node, ...]
+
+    def find(self, name: str) -> Node | None:
+        """The first child of this name."""
+        return next((child for child in self.children if child.name == name), None)
+
+    def all(self, name: str) -> Iterator[Node]:
+        """This node and those below it that have this name, from the left."""
+        if self.name == name:
+            yield self
+        for child in self.children:
+            yield from child.all(name)
+
+
+def parse(query: str) -> Node:
+    """The tree of a query.
+
+    Raises:
+        Refused: it is not TraceQL.
+    """
+    done = subprocess.run(
+        ["node", str(SCRIPT), str(traceql_grammar())],
+        input=json.dumps([query]),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    (tree,) = json.loads(done.stdout)
+    if not query.strip() or _has_error(tree):
+        raise Refused(f"no TraceQL: {query}")
+    return _node(tree)
+
+
+def _has_error(tree: dict[str, Any]) -> bool:
+    return tree["error"] or any(_has_error(child) for child in tree["children"])
+
+
+def _node(tree: dict[str, Any]) -> Node:
+    return Node(tree["name"], tree["text"], tuple(_node(child) for child in tree["children"]))
