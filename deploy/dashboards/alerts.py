@@ -75,6 +75,17 @@ def alerts() -> tuple[Alert, ...]:
             what_to_do="See dashboard Speculation. Another draft model, a shorter max_draft_tokens, or deny the pair.",
         ),
         Alert(
+            name="OptaSpeculationOff",
+            uid="opta-speculation-off",
+            figure=f"max by ({PAIR}) (opta_spec_low_acceptance)",
+            beyond=">",
+            bound=0,
+            lasting="5m",
+            severity="warning",
+            summary="{{ $labels.model }} does not speculate: too little of {{ $labels.draft_model }} was accepted",
+            what_to_do="GET /admin/models says when it is retried. If it stays so, take another draft model.",
+        ),
+        Alert(
             name="OptaHostRestarted",
             uid="opta-host-restarted",
             figure=growth("opta_host_restarts_total", window="15m"),

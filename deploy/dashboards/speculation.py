@@ -6,8 +6,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from deploy.dashboards import variables
 from deploy.dashboards.page import page
-from deploy.dashboards.panels import HALF, NO_REQUEST, THIRD, graph, number, promql, row
-from deploy.dashboards.promql import LANE_AND_MODEL, MODEL, per_second, share
+from deploy.dashboards.panels import HALF, NO_REQUEST, QUARTER, graph, number, promql, row
+from deploy.dashboards.promql import LANE_AND_MODEL, MODEL, WINDOW, per_second, share
 
 NOTHING_COMPARED = "No draft token was compared in this time"
 NO_DRAFT = "Nothing was drafted in this time"
@@ -31,7 +31,7 @@ def speculation() -> Dashboard:
     return built
 
 
-def tokens(fate: str, window: str = "$__rate_interval") -> str:
+def tokens(fate: str, window: str = WINDOW) -> str:
     """Draft tokens a second of one fate (accepted, rejected, ignored), by pair."""
     return per_second(f"lmx_spec_draft_{fate}_total", MODEL, PAIR, window)
 
@@ -45,7 +45,7 @@ def _now(built: Dashboard) -> Dashboard:
             "No pair has compared a draft token yet",
             promql(f"lmx_spec_acceptance_ratio{{{MODEL}}}", "{{model}} with {{draft_model}}"),
             unit="percentunit",
-            span=THIRD,
+            span=QUARTER,
             steps=((None, "red"), (FLOOR, "yellow"), (0.6, "green")),
         )
     )
@@ -56,22 +56,26 @@ def _now(built: Dashboard) -> Dashboard:
             "No output in the last five minutes",
             promql(_from_drafts("5m"), "{{model}}"),
             unit="percentunit",
-            span=THIRD,
+            span=QUARTER,
+        )
+    )
+    built = built.with_panel(
+        number(
+            "Accepted length",
+            "Draft tokens that the target took in one of its passes, to which it added one of its own.",
+            "Nothing was drafted in the last five minutes",
+            promql(_accepted_length("5m"), "{{model}} with {{draft_model}}"),
+            span=QUARTER,
         )
     )
     return built.with_panel(
         number(
-            "Draft tokens for one accepted",
-            "What an accepted token costs in drafts. 1 is the best there is.",
-            "No draft token was accepted in the last five minutes",
-            promql(
-                share(
-                    " + ".join(tokens(fate, "5m") for fate in ("accepted", "rejected", "ignored")),
-                    tokens("accepted", "5m"),
-                ),
-                "{{model}} with {{draft_model}}",
-            ),
-            span=THIRD,
+            "Switched off",
+            "1 while a pair does not speculate because too little was accepted; it is retried by itself.",
+            "No pair has drafted yet",
+            promql(f"max by ({PAIR}) (opta_spec_low_acceptance{{{MODEL}}})", "{{model}} with {{draft_model}}"),
+            span=QUARTER,
+            steps=((None, "green"), (1, "red")),
         )
     )
 
@@ -94,8 +98,16 @@ def _tokens(built: Dashboard) -> Dashboard:
             "Draft tokens",
             "Proposed is the sum of the others. Ignored: never compared, because the request ended first.",
             NO_DRAFT,
+            promql(per_second("opta_spec_draft_proposed_total", MODEL, PAIR), "{{model}} proposed"),
             *(promql(tokens(fate), f"{{{{model}}}} {fate}") for fate in ("accepted", "rejected", "ignored")),
-            stacked=True,
+        )
+    )
+    built = built.with_panel(
+        graph(
+            "Accepted length",
+            "Draft tokens that the target took in one of its passes, to which it added one of its own.",
+            NO_DRAFT,
+            promql(_accepted_length(WINDOW), "{{model}} with {{draft_model}}"),
         )
     )
     return built.with_panel(
@@ -103,7 +115,7 @@ def _tokens(built: Dashboard) -> Dashboard:
             "Share of output from drafts",
             "Of the tokens that went to clients, those that a draft model proposed.",
             "No output in this time",
-            promql(_from_drafts("$__rate_interval"), "{{model}}"),
+            promql(_from_drafts(WINDOW), "{{model}}"),
             unit="percentunit",
             span=HALF,
             most=1,
@@ -141,6 +153,10 @@ def _requests(built: Dashboard) -> Dashboard:
             stacked=True,
         )
     )
+
+
+def _accepted_length(window: str) -> str:
+    return share(tokens("accepted", window), per_second("opta_spec_rounds_total", MODEL, PAIR, window))
 
 
 def _from_drafts(window: str) -> str:

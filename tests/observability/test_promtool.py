@@ -57,6 +57,7 @@ QUIET = {
     'opta_lane_rejections_total{lane="interactive",code="queue_full"}': "0x60",
     'lmx_spec_draft_accepted_total{model="m",draft_model="d"}': "0+80x60",
     'lmx_spec_draft_rejected_total{model="m",draft_model="d"}': "0+20x60",
+    'opta_spec_low_acceptance{model="m",draft_model="d"}': "0x60",
     "opta_host_restarts_total": "0x60",
     "opta_telemetry_dropped_total": "0x60",
 }
@@ -85,6 +86,10 @@ INTERACTIVE = {"lane": "interactive"}
                 'lmx_spec_draft_rejected_total{model="m",draft_model="d"}': "0+8x60",
             },
             {},
+        ),
+        (
+            {'opta_spec_low_acceptance{model="m",draft_model="d"}': "1x60"},
+            {"OptaSpeculationOff": {"model": "m", "draft_model": "d"}},
         ),
         ({"opta_host_restarts_total": "0x50 1x10"}, {"OptaHostRestarted": {}}),
         ({"opta_host_restarts_total": "0x50 5x10"}, {"OptaHostRestarted": {}, "OptaHostCrashLoop": {}}),
