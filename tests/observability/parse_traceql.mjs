@@ -1,6 +1,6 @@
-// Reads a JSON list of queries, and writes the list of their syntax trees: {name, text, error, children}.
-import { readFileSync } from "node:fs";
+// For each line, a query as a JSON string, writes a line: its syntax tree, {name, text, error, children}.
 import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
 
 const { parser } = createRequire(`${process.argv[2]}/`)("@grafana/lezer-traceql");
 
@@ -12,5 +12,7 @@ function tree(node, query) {
   return { name: node.name, text: query.slice(node.from, node.to), error: node.type.isError, children };
 }
 
-const queries = JSON.parse(readFileSync(0, "utf8"));
-process.stdout.write(JSON.stringify(queries.map((query) => tree(parser.parse(query).topNode, query))));
+for await (const line of createInterface({ input: process.stdin })) {
+  const query = JSON.parse(line);
+  process.stdout.write(`${JSON.stringify(tree(parser.parse(query).topNode, query))}\n`);
+}

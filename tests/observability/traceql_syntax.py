@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,29 @@ def parse(query: str) -> Node:
     Raises:
         Refused: it is not TraceQL.
     """
-    done = subprocess.run(
-        ["node", str(SCRIPT), str(traceql_grammar())],
-        input=json.dumps([query]),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    (tree,) = json.loads(done.stdout)
+    parser = _parser()
+    assert parser.stdin is not None
+    assert parser.stdout is not None
+    parser.stdin.write(json.dumps(query) + "\n")
+    parser.stdin.flush()
+    tree = json.loads(parser.stdout.readline())
     if not query.strip() or _has_error(tree):
         raise Refused(f"no TraceQL: {query}")
     return _node(tree)
+
+
+@cache
+def _parser() -> subprocess.Popen[str]:
+    """One for all queries, until the tests end."""
+    command = ["node", str(SCRIPT), str(traceql_grammar())]
+    parser = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(_end, parser)
+    return parser
+
+
+def _end(parser: subprocess.Popen[str]) -> None:
+    parser.kill()
+    parser.communicate()
 
 
 def _has_error(tree: dict[str, Any]) -> bool:
