@@ -7,9 +7,10 @@ from typing import Any
 from deploy.dashboards.lanes import QUEUE
 from deploy.dashboards.promql import per_second, quantile
 from deploy.dashboards.variables import METRICS_UID, TRACES_UID
+from opta_router.telemetry.resource import EXPORT_INTERVAL_S
 
-SCRAPE_INTERVAL = "15s"
-"""The longest time between two samples, by which Grafana chooses windows: deploy/prometheus, and what is pushed."""
+SCRAPE_INTERVAL = f"{EXPORT_INTERVAL_S:g}s"
+"""The time between two samples, by which Grafana chooses windows."""
 
 
 def datasources(*, prometheus: str, tempo: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricReader, PeriodicExportingMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -18,7 +18,7 @@ from opta_router.telemetry import names
 from opta_router.telemetry.instruments import Instruments
 from opta_router.telemetry.producer import HistogramCollector, ProducingExporter
 from opta_router.telemetry.quiet_logs import quieten
-from opta_router.telemetry.resource import EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
+from opta_router.telemetry.resource import EXPORT_INTERVAL_S, EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
 from opta_router.telemetry.setup import signal_endpoint
 from opta_router.telemetry.tally import Tally
 from policies.schema import TelemetryConfig
@@ -46,7 +46,7 @@ class Metrics:
         self._exporter: ProducingExporter | None = None
         if endpoint is not None:
             self._exporter = _exporter(config, endpoint, tally)
-            readers.append(PeriodicExportingMetricReader(self._exporter, export_timeout_millis=EXPORT_TIMEOUT_S * 1e3))
+            readers.append(_pushing(self._exporter))
         self._provider = MeterProvider(
             readers,
             resource_of(config),
@@ -94,3 +94,9 @@ def _exporter(config: TelemetryConfig, endpoint: str, tally: Tally) -> Producing
 
     exporter = OTLPMetricExporter(endpoint, headers=dict(config.otlp_headers), timeout=EXPORT_TIMEOUT_S)
     return ProducingExporter(exporter, tally)
+
+
+def _pushing(exporter: MetricExporter) -> MetricReader:
+    # None: as OTEL_METRIC_EXPORT_INTERVAL says.
+    interval_ms = None if "OTEL_METRIC_EXPORT_INTERVAL" in os.environ else EXPORT_INTERVAL_S * 1e3
+    return PeriodicExportingMetricReader(exporter, interval_ms, export_timeout_millis=EXPORT_TIMEOUT_S * 1e3)

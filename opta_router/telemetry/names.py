@@ -10,6 +10,7 @@ import msgspec
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_VERSION: Final = "service.version"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
 SCOPE: Final = "opta_router"
 PROVIDER: Final = "opta_router"
 """Value of ``gen_ai.provider.name``: the conventions' list knows no local server."""

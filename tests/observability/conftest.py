@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.router_process import RouterProcess, router
-from tests.observability.databases import Database, prometheus, victoria_metrics
+from tests.observability.databases import Database, prometheus, relay, victoria_metrics
 from tests.observability.load import CONFIG, work
 from tests.otlp import Collector, collecting
 
@@ -21,8 +21,7 @@ class Observed:
     """Times are of the wall clock, in seconds."""
 
     running: RouterProcess
-    scraped: Database
-    pushed: Database
+    databases: dict[str, Database]
     collector: Collector
     idle_s: float
     begun_s: float
@@ -45,16 +44,21 @@ class Observed:
 @pytest.fixture(scope="session")
 def observed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("observed")
-    with collecting() as collector, victoria_metrics(folder) as pushed:
+    with (
+        collecting() as collector,
+        victoria_metrics(folder / "victoria") as victoria,
+        prometheus(folder / "pushed") as pushed,
+        relay(victoria.otlp, pushed.otlp) as endpoint,
+    ):
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.endpoint}/v1/traces",
-            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{pushed.url}/opentelemetry/v1/metrics",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": endpoint,
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
         with (
             router(folder, CONFIG, environment) as running,
-            prometheus(folder, running.url.removeprefix("http://")) as scraped,
+            prometheus(folder / "scraped", running.url.removeprefix("http://")) as scraped,
         ):
             idle_s = time.time()
             time.sleep(WINDOW_S)
@@ -65,4 +69,5 @@ def observed(tmp_path_factory):
             ended_s = time.time()
             # Longer than a window, so that no rate has any of the work in it.
             time.sleep(WINDOW_S + 3)
-            yield Observed(running, scraped, pushed, collector, idle_s, begun_s, ended_s, time.time())
+            databases = {"scraped": scraped, "pushed": pushed, "victoria-metrics": victoria}
+            yield Observed(running, databases, collector, idle_s, begun_s, ended_s, time.time())

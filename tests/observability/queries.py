@@ -15,6 +15,7 @@ from tests.observability.fetched import ROOT
 DEPLOY = ROOT / "deploy"
 PROVISIONING = DEPLOY / "grafana" / "provisioning"
 DASHBOARDS = sorted((PROVISIONING / "dashboards" / "opta").glob("*.json"))
+EXEMPLAR_LABEL = "trace_id"
 METRIC = re.compile(r"\b(?:opta|gen_ai|lmx)_\w+")
 NOT_METRICS = re.compile(r"\{[^}]*\}|\b(?:by|on|ignoring|group_left)\s*\([^)]*\)")
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 import yaml
 
+from deploy.dashboards.datasources import SCRAPE_INTERVAL
 from deploy.dashboards.files import DEPLOY
 from opta_router.cli import main
 from policies.load import load
@@ -169,6 +170,11 @@ def test_configurations_send_to_the_collector_of_compose(compose):
     ports = {port.rpartition(":")[0] for port in compose["services"]["collector"]["ports"]}
     for config in CONFIGS:
         assert load(DEPLOY / config).telemetry.otlp_endpoint.removeprefix("http://") in ports
+
+
+def test_metrics_are_scraped_as_often_as_they_would_be_pushed():
+    scraping = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text("utf-8"))
+    assert scraping["global"]["scrape_interval"] == SCRAPE_INTERVAL
 
 
 def test_tempo_keeps_the_spans_that_are_asked_about():
