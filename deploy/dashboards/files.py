@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from deploy.dashboards.alerts import grafana_rules, prometheus_rules
@@ -25,7 +26,7 @@ _HEADER: Final = "# Built by `uv run python -m deploy.dashboards`; change it the
 def rendered() -> dict[str, str]:
     """The text of each file, by its path in ``deploy/``."""
     dashboards = {"lanes": lanes(), "speculation": speculation(), "traces": traces(), "hosts": hosts()}
-    files = {f"{PROVISIONING}/dashboards/opta/{name}.json": _json(built.build()) for name, built in dashboards.items()}
+    files = {f"{PROVISIONING}/dashboards/opta/{name}.json": _json(built) for name, built in dashboards.items()}
     documents: Mapping[str, dict[str, Any]] = {
         f"{PROVISIONING}/dashboards/opta.yaml": _provider(),
         f"{PROVISIONING}/datasources/opta.yaml": datasources(
@@ -49,8 +50,12 @@ def _provider() -> dict[str, Any]:
     return {"apiVersion": 1, "providers": [provider]}
 
 
-def _json(built: object) -> str:
-    return json.dumps(built, cls=JSONEncoder, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def _json(built: Dashboard) -> str:
+    whole = built.build()
+    # Links to a panel go by its id.
+    for number, panel in enumerate(whole.panels or [], start=1):
+        panel.id_val = number
+    return json.dumps(whole, cls=JSONEncoder, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _yaml(document: Mapping[str, Any]) -> str:
