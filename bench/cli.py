@@ -21,6 +21,8 @@ BENCHMARKS: Final = {
     "connections": "what clients that wait, and clients that vanish, cost and leave behind",
     "fairness": "how long a client waits behind another one's queue",
     "pair": "what speculation does for the embedded pair",
+    "matrix": "speculation on and off: models, prompt classes, lanes, concurrency",
+    "gate": "hold a matrix against the bounds, and say which pairs are ready",
 }
 
 

@@ -10,8 +10,18 @@ import httpx
 import msgspec
 
 
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
 class _Choice(msgspec.Struct):
     text: str = ""
+    delta: _Delta = _Delta()
+
+    @property
+    def piece(self) -> str:
+        """Text of a completion, or of a chat."""
+        return self.text or self.delta.content or ""
 
 
 class _Usage(msgspec.Struct):
@@ -21,6 +31,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    opta: dict[str, Any] | None = None
     error: Any = None
 
 
@@ -29,12 +40,16 @@ class AnswerFailedError(RuntimeError):
 
 
 class Completion(msgspec.Struct):
-    """One streamed answer. Times are seconds of ``time.perf_counter``; ``tokens`` is the server's own count."""
+    """One streamed answer. Times are seconds of ``time.perf_counter``; ``tokens`` is the server's own count.
+
+    ``opta`` is what our server says of it.
+    """
 
     asked_s: float
     pieces: list[tuple[float, str]] = []
     ended_s: float | None = None
     tokens: int | None = None
+    opta: dict[str, Any] | None = None
 
     @property
     def ttft_s(self) -> float | None:
@@ -57,13 +72,16 @@ _decoder = msgspec.json.Decoder(_Chunk)
 async def complete(
     client: httpx.AsyncClient, body: Mapping[str, Any], headers: Mapping[str, str], into: Completion
 ) -> None:
-    """Stream one ``/v1/completions`` into ``into``, which holds what has come even if this is cancelled.
+    """Stream one answer into ``into``, which holds what has come even if this is cancelled.
+
+    A body with ``messages`` is a chat's, any other goes to ``/v1/completions``.
 
     Raises:
         httpx.HTTPError: it was not answered with 200, or the connection broke.
         AnswerFailedError: an error came in the stream.
     """
-    async with client.stream("POST", "/v1/completions", json={**body, "stream": True}, headers=headers) as response:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    async with client.stream("POST", path, json={**body, "stream": True}, headers=headers) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
@@ -73,6 +91,7 @@ async def complete(
                 raise AnswerFailedError(str(chunk.error))
             if chunk.usage is not None:
                 into.tokens = chunk.usage.completion_tokens
-            if chunk.choices and chunk.choices[0].text:
-                into.pieces.append((time.perf_counter(), chunk.choices[0].text))
+            into.opta = chunk.opta or into.opta
+            if chunk.choices and chunk.choices[0].piece:
+                into.pieces.append((time.perf_counter(), chunk.choices[0].piece))
     into.ended_s = time.perf_counter()

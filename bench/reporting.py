@@ -50,6 +50,11 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+
+
 def add_save(parser: argparse.ArgumentParser) -> None:
     """The option ``--save``, for :func:`save`."""
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures, the machine and the date as JSON")
@@ -59,7 +64,6 @@ def save(path: Path | None, figures: dict[str, Any]) -> None:
     """Write ``figures`` with the machine and the date; nothing without a path."""
     if path is None:
         return
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    data = msgspec.json.encode({"machine": machine(), "date": today, **figures})
+    data = msgspec.json.encode({"machine": machine(), "date": today(), **figures})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
