@@ -15,28 +15,14 @@ import msgspec
 
 from bench import servers
 from bench.device import device
-from bench.matrix_figures import Cell, Comparison, LaneComparison, Sample, cells, comparisons, lane_comparisons
+from bench.matrix_figures import Sample, cells, comparisons, lane_comparisons
 from bench.matrix_measure import Measurement
 from bench.matrix_plan import FULL, SHORT, Plan, Subject, service_file, subject_config, subjects
-from bench.matrix_report import markdown_report, picture
+from bench.matrix_result import Matrix, report, write
 from bench.prompts import CLASSES
 from bench.reporting import machine, today
 from opta_router.service import VERSION
 from policies.schema import Config
-
-
-class Matrix(msgspec.Struct, frozen=True, kw_only=True):
-    """A result, as it is kept."""
-
-    machine: str
-    device: str
-    date: str
-    version: str
-    plan: Plan
-    subjects: tuple[Subject, ...]
-    cells: tuple[Cell, ...]
-    comparisons: tuple[Comparison, ...]
-    lane_comparisons: tuple[LaneComparison, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +56,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, save; there is no promise here: those are ``bench gate``'s."""
     matrix = measure_subject(arguments, plan_of(arguments))
-    print(markdown_report(matrix.machine, matrix.device, matrix.cells, matrix.comparisons, matrix.lane_comparisons))
+    print(report(matrix))
     if arguments.save is not None:
         write(matrix, arguments.save)
     return 0
@@ -87,7 +73,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def measure_subject(arguments: argparse.Namespace, plan: Plan) -> Matrix:
-    """Measure what the options of :func:`add_subject` name. Raises ConfigError, ValueError."""
+    """Measure what the options of :func:`add_subject` name. Raises ConfigError."""
     config = subject_config(arguments.config, arguments.model, arguments.draft)
     return measure(config, subjects(config, tuple(arguments.models)), plan, on_trial=arguments.on_trial)
 
@@ -113,18 +99,3 @@ def measure(config: Config, chosen: list[Subject], plan: Plan, *, on_trial: bool
 async def _measure(server: servers.Server, models: list[str], plan: Plan) -> list[Sample]:
     async with servers.running(server) as client:
         return [sample for model in models for sample in await Measurement(client, model, plan).samples()]
-
-
-def write(matrix: Matrix, file: Path) -> None:
-    """``file`` with the suffixes ``.json``, ``.md`` and ``.svg``."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(matrix), indent=1) + b"\n")
-    report = markdown_report(matrix.machine, matrix.device, matrix.cells, matrix.comparisons, matrix.lane_comparisons)
-    image = picture(matrix.comparisons, file.with_suffix(".svg"))
-    shown = f"\n![tokens/s with speculation, as a multiple of those without]({image.name})\n" if image else ""
-    file.with_suffix(".md").write_text(report + shown, "utf-8")
-
-
-def read(file: Path) -> Matrix:
-    """A result that was kept. Raises OSError, msgspec.DecodeError."""
-    return msgspec.json.decode(file.read_bytes(), type=Matrix)

@@ -9,6 +9,7 @@ import msgspec
 
 from bench.prompts import CLASSES, PromptClass
 from lanes.wire import Lane
+from policies.errors import ConfigError
 from policies.load import load, with_overrides
 from policies.schema import Config, plain
 
@@ -72,15 +73,11 @@ def subject_config(file: Path | None, target: str | None, draft: str | None) -> 
 
 
 def subjects(config: Config, named: tuple[str, ...]) -> list[Subject]:
-    """The models to measure, all or those that are named.
-
-    Raises:
-        ValueError: one is not configured.
-    """
+    """The models to measure, all or those that are named. Raises ConfigError if one is not configured."""
     known = {model.name: model for model in config.models}
-    missing = [name for name in named if name not in known]
-    if missing:
-        raise ValueError(f"model {missing[0]!r} is not configured; configured are {', '.join(known)}")
+    for name in named:
+        if name not in known:
+            raise ConfigError("is not configured", key_path="--models", found=repr(name), allowed=", ".join(known))
     chosen = [known[name] for name in named or known]
     return [Subject(model=model.name, target=model.target, draft=model.draft) for model in chosen]
 
@@ -92,6 +89,7 @@ def service_file(config: Config, directory: Path, plan: Plan, *, on_trial: bool)
     nobody has approved speculate, too, and one that cannot is refused.
     """
     sections: dict[str, Any] = {name: plain(getattr(config, name)) for name in ("lanes", "memory", "speculation")}
+    sections["speculation"]["approvals_file"] = None  # its entries are in the others already
     if on_trial:
         sections["lanes"]["interactive"]["speculation"]["mode"] = "require"
     for lane in LANES:

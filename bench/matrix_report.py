@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from bench.matrix_figures import Cell, Comparison, LaneComparison, Place
 from bench.reporting import markdown
@@ -14,17 +15,18 @@ CELL_COLUMNS = (
     *("acceptance", "per round", "accepted", "rejected", "ignored"),
 )
 
+COLOURS = ("#1f77b4", "#aec7e8", "#ff7f0e", "#ffbb78", "#2ca02c", "#98df8a", "#9467bd", "#c5b0d5")
+
 
 def markdown_report(
-    machine: str,
-    device: str,
+    where: str,
     cells: Sequence[Cell],
     comparisons: Sequence[Comparison],
     lanes: Sequence[LaneComparison],
 ) -> str:
     """Three tables: speculation on against off, the lanes beside a background, and every cell."""
     parts = [
-        f"{machine}, {device}",
+        where,
         "Speculation on against off; above 1 is better.",
         markdown(
             ("model", "prompts", "lane", "at once", "tokens/s", "TTFT", "same text"),
@@ -81,13 +83,13 @@ def picture(comparisons: Sequence[Comparison], file: Path) -> Path | None:
     """Draw the speedups of each lane and concurrency over the prompt classes; None without the ``bench`` extra."""
     try:
         import pygal  # noqa: PLC0415 - an extra
-        from pygal.style import LightColorizedStyle  # noqa: PLC0415
+        from pygal.style import Style  # noqa: PLC0415
     except ImportError:
         return None
     classes = list(dict.fromkeys(one.place.prompts for one in comparisons))
     chart: Any = pygal.Bar(
         js=[],  # it would be fetched from another host
-        style=LightColorizedStyle,
+        style=Style(background="white", plot_background="white", opacity=0.9, colors=COLOURS),
         title="tokens/s with speculation, as a multiple of those without",
         legend_at_bottom=True,
         print_values=True,
@@ -106,5 +108,9 @@ def picture(comparisons: Sequence[Comparison], file: Path) -> Path | None:
             if (one.place.model, one.place.lane, one.place.concurrency) == (model, lane, at_once)
         }
         chart.add(f"{model}, {lane}, {at_once} at once", [found.get(name) for name in classes])
-    chart.render_to_file(str(file))
+    tree = chart.render_tree()
+    for parent in list(tree.iter()):
+        for script in parent.findall("script"):  # for tool tips, which a picture in a document has not
+            parent.remove(script)
+    file.write_bytes(ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True))
     return file

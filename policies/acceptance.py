@@ -75,7 +75,7 @@ class GateRules(msgspec.Struct, frozen=True, kw_only=True):
     """When a pair stops and starts. ``window_tokens`` counts compared draft tokens, accepted and rejected."""
 
     min_acceptance: float = 0.35
-    window_tokens: int = 256
+    window_tokens: int = 128
     retry_margin: float = 0.05
     retry_after_s: float = 60.0
 

@@ -10,6 +10,7 @@ import msgspec
 from policies.consistency import problems
 from policies.errors import ConfigError
 from policies.schema import ApprovedPair, Config, ModelConfig
+from policies.speculation import read_matrix
 from policies.validation import Problem, decode
 from policies.yaml_source import YamlSource, shown
 
@@ -49,7 +50,22 @@ def load_with_source(path: Path | None = None) -> Loaded:
         data = {**{section: shipped[section] for section in _SHIPPED_SECTIONS}, **data}
     config = decode(data, Config, source)
     _must_be_consistent(config, source)
+    config = _with_approvals(config, source)
     return Loaded(config, source.data, source.file, source)
+
+
+def _with_approvals(config: Config, source: YamlSource) -> Config:
+    """With the entries of the approvals' file behind those of the configuration itself."""
+    own = config.speculation
+    if own.approvals_file is None:
+        return config
+    found = read_matrix(source.file.parent / own.approvals_file)
+    speculation = msgspec.structs.replace(
+        own, approved=(*own.approved, *found.approved), denied=(*own.denied, *found.denied)
+    )
+    config = msgspec.structs.replace(config, speculation=speculation)
+    _must_be_consistent(config, None)
+    return config
 
 
 def with_overrides(

@@ -196,12 +196,23 @@ class RoutingConfig(_Section, frozen=True, kw_only=True):
     auto: AutoConfig = AutoConfig()
 
 
+class PairMeasurement(_Section, frozen=True, kw_only=True):
+    """What a benchmark found of a pair, where and when. Figures by name."""
+
+    date: Text
+    machine: Text
+    figures: dict[str, float] = {}
+
+
 class ApprovedPair(_Section, frozen=True, kw_only=True):
-    """A pair that may speculate, and the evidence that it should."""
+    """A pair that may speculate, and the evidence that it should: in words, or a benchmark's file."""
 
     target: Text
     draft: Text
     evidence: Text
+    measured: Annotated[PairMeasurement | None, Meta(description="what `opta-router bench gate --approve` found")] = (
+        None
+    )
 
 
 class DeniedPair(_Section, frozen=True, kw_only=True):
@@ -222,12 +233,16 @@ class SpeculationConfig(_Section, frozen=True, kw_only=True):
     ] = False
     approved: tuple[ApprovedPair, ...] = ()
     denied: tuple[DeniedPair, ...] = ()
+    approvals_file: Annotated[
+        Text | None,
+        Meta(description="more entries, as `opta-router bench gate --approve` writes them; beside this file"),
+    ] = None
     min_acceptance: Annotated[
         Ratio, Meta(description="below this acceptance ratio speculation is switched off, then retried; 0: never")
     ] = 0.35
     acceptance_window: Annotated[
         Count, Meta(description="compared draft tokens that the ratio is taken over; no verdict on fewer")
-    ] = 256
+    ] = 128
     retry_after: Annotated[
         Seconds, Meta(description="time to the first retry; each that fails doubles it, up to sixteen times")
     ] = _default(Seconds(60))

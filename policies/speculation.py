@@ -43,7 +43,7 @@ _ACTIVE = frozenset({SpecReason.APPROVED, SpecReason.REQUIRED})
 _REMEDIES: dict[SpecReason, str] = {
     SpecReason.NO_DRAFT: "set the model's draft",
     SpecReason.DENIED: "use another draft, or approve the pair under speculation.approved with your evidence",
-    SpecReason.NOT_APPROVED: "add the pair to speculation.approved with the evidence that approves it",
+    SpecReason.NOT_APPROVED: "measure it with opta-router bench matrix --try, and approve it with bench gate --approve",
     SpecReason.TOKENIZER_MISMATCH: "use a draft with the target's own vocabulary",
     SpecReason.TEMPLATE_MISMATCH: "use a draft with the target's own chat template and special tokens",
     SpecReason.UNSUPPORTED_BACKEND: "run it where `opta-router probe` says that speculation works",
@@ -103,8 +103,19 @@ class SpecPolicy(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def builtin_matrix() -> SpecMatrix:
     """The shipped approvals and deny-list."""
-    source = YamlSource(MATRIX_FILE)
+    return read_matrix(MATRIX_FILE)
+
+
+def read_matrix(file: Path) -> SpecMatrix:
+    """The approvals and denials in a file. Raises :class:`ConfigError`."""
+    source = YamlSource(file)
     return decode(source.data, SpecMatrix, source)
+
+
+def approval_of(pair: PairCapability, policy: SpecPolicy) -> ApprovedPair | None:
+    """The entry that approves a pair, with its evidence; None if none does."""
+    listed = _listed(pair, policy.matrices)
+    return listed if isinstance(listed, ApprovedPair) else None
 
 
 def spec_policy(config: Config) -> SpecPolicy:

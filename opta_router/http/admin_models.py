@@ -19,8 +19,8 @@ from opta_router.service import Service
 from opta_router.speculation import PairReading
 from policies.acceptance import GateView
 from policies.errors import SpeculationUnsupported
-from policies.schema import ModelConfig
-from policies.speculation import SpecReason, judge_pair, spec_policy
+from policies.schema import ApprovedPair, ModelConfig
+from policies.speculation import SpecReason, approval_of, judge_pair, spec_policy
 
 audit = logging.getLogger("opta_router.audit")
 
@@ -44,12 +44,16 @@ class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpeculationView(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the pair speculates. ``active`` is None as long as nobody has looked at it and nothing else decides."""
+    """Whether the pair speculates. ``active`` is None as long as nobody has looked at it and nothing else decides.
+
+    ``approval``: the entry of the matrix that approves it, with the evidence.
+    """
 
     requested: bool
     active: bool | None
     reason: str | None
     detail: str | None = None
+    approval: ApprovedPair | None
     gate: GateView
     counts: SpeculationCounts
 
@@ -158,6 +162,7 @@ def _speculation(service: Service, model: ModelConfig, facts: wire.PairFacts | N
         active=active,
         reason=reason,
         detail=detail,
+        approval=approval_of(capability(model, facts), policy),
         gate=reading.gate,
         counts=_counts(reading),
     )
