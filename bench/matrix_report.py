@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 from bench.matrix_figures import Cell, Comparison, LaneComparison, Place
 from bench.reporting import markdown
@@ -14,8 +12,6 @@ CELL_COLUMNS = (
     *("model", "prompts", "lane", "at once", "speculation", "reason", "tokens/s", "TTFT", "p95"),
     *("acceptance", "per round", "accepted", "rejected", "ignored"),
 )
-
-COLOURS = ("#1f77b4", "#aec7e8", "#ff7f0e", "#ffbb78", "#2ca02c", "#98df8a", "#9467bd", "#c5b0d5")
 
 
 def markdown_report(
@@ -82,35 +78,25 @@ def _known(value: float | None) -> str:
 def picture(comparisons: Sequence[Comparison], file: Path) -> Path | None:
     """Draw the speedups of each lane and concurrency over the prompt classes; None without the ``bench`` extra."""
     try:
-        import pygal  # noqa: PLC0415 - an extra
-        from pygal.style import Style  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError:
         return None
     classes = list(dict.fromkeys(one.place.prompts for one in comparisons))
-    chart: Any = pygal.Bar(
-        js=[],  # it would be fetched from another host
-        style=Style(background="white", plot_background="white", opacity=0.9, colors=COLOURS),
-        title="tokens/s with speculation, as a multiple of those without",
-        legend_at_bottom=True,
-        print_values=True,
-        value_formatter=lambda value: "" if value is None else f"{value:.2f}",
-        include_x_axis=True,
-        width=900,
-        height=480,
-    )
-    chart.x_labels = classes
-    for model, lane, at_once in dict.fromkeys(
-        (one.place.model, one.place.lane, one.place.concurrency) for one in comparisons
-    ):
-        found = {
-            one.place.prompts: one.speedup
-            for one in comparisons
-            if (one.place.model, one.place.lane, one.place.concurrency) == (model, lane, at_once)
-        }
-        chart.add(f"{model}, {lane}, {at_once} at once", [found.get(name) for name in classes])
-    tree = chart.render_tree()
-    for parent in list(tree.iter()):
-        for script in parent.findall("script"):  # for tool tips, which a picture in a document has not
-            parent.remove(script)
-    file.write_bytes(ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True))
+    groups = list(dict.fromkeys((one.place.model, one.place.lane, one.place.concurrency) for one in comparisons))
+    speedups = {(one.place.model, one.place.lane, one.place.concurrency, one.place.prompts): one for one in comparisons}
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(len(groups), 1)
+    for number, group in enumerate(groups):
+        found = [(at, speedups[*group, name].speedup) for at, name in enumerate(classes) if (*group, name) in speedups]
+        places = [at + (number - (len(groups) - 1) / 2) * width for at, _ in found]
+        model, lane, at_once = group
+        bars = axes.bar(places, [value for _, value in found], width, label=f"{model}, {lane}, {at_once} at once")
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_ylabel("tokens/s, speculation on : off")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(file, format="svg", metadata={"Date": None})
     return file

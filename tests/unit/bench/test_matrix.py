@@ -87,7 +87,6 @@ def test_a_result_is_kept_as_json_a_table_and_a_picture_that_asks_no_other_host(
     drawn = (tmp_path / "results" / "run.svg").read_text("utf-8")
     assert "<svg" in drawn
     assert "<script" not in drawn
-    assert "m, interactive, 1 at once" in drawn
 
 
 def test_what_is_no_result_is_refused_by_name(tmp_path):
