@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
@@ -21,6 +22,8 @@ from bench.client import Completion, complete
 from lanes import embedded
 
 SETTLE_S: Final = 30.0
+RECONNECTS: Final = 4
+RECONNECT_AFTER_S: Final = 0.5
 
 
 def tokenizer() -> Tokenizer:
@@ -52,6 +55,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     async def ask(self, into: Completion, max_tokens: int | None = None) -> None:
         """One answer, to the next prompt.
 
+        A connection that breaks before the first token is tried again, as the official clients do: ``mlx_lm.server``
+        listens with a backlog of five, and resets what comes when 32 streams begin at once.
+
         Raises:
             httpx.HTTPError, AnswerFailedError: see :func:`bench.client.complete`.
         """
@@ -63,7 +69,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             "top_p": 1.0,  # the servers' defaults differ
             "stream_options": {"include_usage": True},
         }
-        await complete(self.client, body, self.headers, into)
+        for reconnects in range(RECONNECTS + 1):
+            try:
+                return await complete(self.client, body, self.headers, into)
+            except httpx.TransportError as exc:
+                if into.pieces or reconnects == RECONNECTS:
+                    raise
+                print(f"{self.client.base_url}: {exc!r}, asked again", file=sys.stderr)
+                await anyio.sleep(RECONNECT_AFTER_S)
 
 
 class Person:
