@@ -71,12 +71,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         }
         for reconnects in range(RECONNECTS + 1):
             try:
-                return await complete(self.client, body, self.headers, into)
+                await complete(self.client, body, self.headers, into)
             except httpx.TransportError as exc:
                 if into.pieces or reconnects == RECONNECTS:
                     raise
                 print(f"{self.client.base_url}: {exc!r}, asked again", file=sys.stderr)
                 await anyio.sleep(RECONNECT_AFTER_S)
+            else:
+                return
 
 
 class Person:
