@@ -26,6 +26,11 @@ SURPRISE: Final = 2.0
 what is above the expected by more than this factor counts as that, and what is as far below starts anew."""
 
 
+def chunk_size(tokens: int) -> int:
+    """The smallest of :data:`SIZES` that holds so many; beyond them, what was asked."""
+    return next((size for size in SIZES if size >= tokens), tokens)
+
+
 class Line:
     """``y = intercept + slope * x``, neither of them negative: least squares, in which old points fade."""
 

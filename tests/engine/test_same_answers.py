@@ -66,6 +66,13 @@ def test_a_sampled_answer_is_the_same_for_every_draft_length_and_in_the_throughp
         assert [answer.token_ids for answer in drafted] == expected
 
 
+def test_a_prompt_whose_last_chunk_is_padded_gets_the_same_answer(pair, held_out, throughput):
+    padding = ThroughputEngine(pair.target, pair.eos, 4, pads_chunks=True)
+    for sampling in (GREEDY, SETTINGS[0]):
+        plain, padded = answers(throughput, held_out[:5], sampling), answers(padding, held_out[:5], sampling)
+        assert [answer.token_ids for answer in padded] == [answer.token_ids for answer in plain]
+
+
 def test_an_answer_is_the_same_when_its_draft_length_changes_from_round_to_round(
     held_out, speculative, throughput, monkeypatch
 ):
