@@ -8,6 +8,7 @@ and again last, and the mean taken, as the machine may drift. Tokens are counted
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,10 +108,15 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     """No peer is faster with any number of streams; the first row is ours."""
     ours, *others = rows
     return [
-        at_least(f"tokens/s : {peer.server}'s, {streams} streams", ours.mean(streams) / peer.mean(streams), 1.0)
+        at_least(f"tokens/s : {peer.server}'s, {streams} streams", ratio(ours.mean(streams), peer.mean(streams)), 1.0)
         for peer in others
         for streams in ours.tokens_per_s
     ]
+
+
+def ratio(ours: float, peers: float) -> float:
+    """Of two rates; without end where the peer delivered nothing in the time."""
+    return ours / peers if peers else math.inf
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from bench.client import Completion, complete
 from lanes import embedded
 
-SETTLE_S: Final = 30.0
+SETTLE_S: Final = 60.0
 RECONNECTS: Final = 4
 RECONNECT_AFTER_S: Final = 0.5
 

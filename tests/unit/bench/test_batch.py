@@ -1,5 +1,7 @@
 """What is said about a run of `bench batch`."""
 
+import math
+
 from bench.batch import Row, bars, merged, table
 
 
@@ -36,3 +38,10 @@ def test_the_table_has_a_line_for_each_server_and_shows_both_times():
     lines = table(rows()).splitlines()
     assert len(lines) == 4
     assert "42.0 (40.0, 44.0)" in lines[2]
+
+
+def test_a_peer_that_delivers_nothing_is_outdone_whatever_ours_delivers():
+    ours, peer = Row("ours", {32: [10.0, 12.0]}), Row("peer", {32: [0.0]})
+    (bar,) = bars([ours, peer])
+    assert bar.kept
+    assert bar.measured == math.inf
