@@ -104,6 +104,11 @@ class Supervisor:
         return [] if recovering and self._restarts.fruitless <= 1 else self.not_ready_reasons()
 
     @property
+    def memory_bytes(self) -> int:
+        """What the device has; 0 while no host has said."""
+        return self.versions.memory_bytes if self.versions is not None else 0
+
+    @property
     def waiting(self) -> int:
         """Requests that have been accepted and are on no host now."""
         return sum(not generation.ended for generation in self._waiting)

@@ -38,7 +38,7 @@ from opta_router.lane_queue import LaneLimits, LaneQueue, LaneStats
 from opta_router.tickets import Ask, Ticket, TicketState
 from policies.auto import Room, choose
 
-RejectCode: TypeAlias = Literal["queue_full", "deadline", "draining"]
+RejectCode: TypeAlias = Literal["queue_full", "deadline", "draining", "shedding"]
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -76,6 +76,7 @@ class Admission:
         self._clients = ClientSlots()
         self._in_two_lanes: set[Ticket] = set()
         self._draining = False
+        self._shedding = False
 
     def offer(self, ask: Ask, now_s: float) -> tuple[Ticket, list[Effect]]:
         """A new request: its ticket is granted, queued or rejected; another's may be rejected in its place.
@@ -88,6 +89,8 @@ class Admission:
         ticket = Ticket(ask, lane, route, now_s, now_s + queue.patience_s(ask))
         if self._draining:
             return ticket, [self._reject(ticket, "draining")]
+        if self._shedding:
+            return ticket, [self._reject(ticket, "shedding")]
         if self._in_vain(queue, ask):
             return ticket, [self._reject(ticket, "deadline")]
         effects: list[Effect] = []
@@ -177,10 +180,19 @@ class Admission:
             queue.limits = bounds
         return self._fill_all(now_s)
 
+    def shed(self, shedding: bool) -> None:
+        """Turn new requests away, or take them again; those that wait keep their places."""
+        self._shedding = shedding
+
     @property
     def draining(self) -> bool:
         """Whether new work is turned away."""
         return self._draining
+
+    @property
+    def shedding(self) -> bool:
+        """Whether it is turned away for want of memory."""
+        return self._shedding
 
     def stats(self) -> dict[Lane, LaneStats]:
         """Every lane, now."""

@@ -34,6 +34,7 @@ from opta_router.identifiers import new_identifier
 from opta_router.lane_queue import LaneLimits, LaneStats
 from opta_router.placement import Placement
 from opta_router.request import GenerationRequest
+from opta_router.shedding import memory_shortage
 from opta_router.speculation import Attempt, Speculation
 from opta_router.tickets import Ask, Ticket
 from policies.classify import Classification
@@ -93,6 +94,7 @@ class Dispatcher:
         self._engine = engine
         self._now_s = now_s
         self._admission = Admission(_limits(config))
+        self._shed = config.memory.shed
         self.speculation = Speculation(config, now_s)
         self._seats: dict[Ticket, _Seat] = {}
         self._running: dict[Ticket, Answer] = {}
@@ -142,10 +144,19 @@ class Dispatcher:
         reasons = self._engine.not_ready_reasons()
         if self._admission.draining:
             reasons = [*reasons, "draining"]
+        shortage = self.memory_shortage()
+        if shortage is not None:
+            reasons = [*reasons, f"shedding: {shortage}"]
         failures = self._engine.pairs.failures()
         if self._models and failures.keys() >= self._models.keys():
             reasons = [*reasons, *(f"model {name}: {why}" for name, why in failures.items())]
         return reasons
+
+    def memory_shortage(self) -> str | None:
+        """Why new requests are turned away for the device's memory; None if they are not."""
+        stats = self._engine.stats
+        used_bytes = stats.active_memory_bytes if stats is not None else 0
+        return memory_shortage(used_bytes, self._engine.memory_bytes, self._shed, running=len(self._running))
 
     def placed(self, request: GenerationRequest, verdict: Classification) -> Classification:
         """``verdict`` with the model that is to answer, where several share the name that was asked for."""
@@ -175,6 +186,7 @@ class Dispatcher:
     async def _answered(self, arrival: Arrival) -> AsyncIterator[Answer]:
         model = self._models[arrival.verdict.model]
         self._require_engine()
+        self._admission.shed(self.memory_shortage() is not None)
         if model.name not in self._engine.pairs.loaded:
             arrival.trace.queued()  # a load is a wait, too
         async with (
@@ -190,7 +202,7 @@ class Dispatcher:
         Gives the :attr:`Arrival.timeout_s` that is left. It is left when the host has been told to forget the request:
         what it is told next may be to unload.
         """
-        if self._admission.draining:
+        if self._admission.draining or self._admission.shedding:
             yield None  # admission turns it away
             return
         lanes = arrival.config.lanes
@@ -271,7 +283,7 @@ class Dispatcher:
                 if not seat.decided.is_set():
                     self._perform(self._admission.expire(self._now_s()))
             if seat.rejected is not None:
-                raise _not_now(seat.rejected)
+                raise _not_now(seat.rejected, self.memory_shortage())
             self._admission.confirm(ticket)
         finally:
             del self._seats[ticket]
@@ -346,7 +358,7 @@ def _ask(arrival: Arrival) -> Ask:
     )
 
 
-def _not_now(rejected: Rejected) -> errors.NotNow:
+def _not_now(rejected: Rejected, shortage: str | None) -> errors.NotNow:
     lane, retry_s = rejected.ticket.lane, rejected.retry_after_s
     match rejected.code:
         case "queue_full":
@@ -356,3 +368,5 @@ def _not_now(rejected: Rejected) -> errors.NotNow:
             return errors.DeadlineExceeded(f"the {lane} lane is busy: {late}", retry_after_s=retry_s)
         case "draining":
             return errors.Draining(DRAINING, retry_after_s=retry_s)
+        case "shedding":
+            return errors.Shedding(shortage or "the device's memory was nearly full", retry_after_s=retry_s)

@@ -28,6 +28,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def memory_bytes(self) -> int:
+        """What the device has; 0 if it is not known."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """Requests that have been taken and are on no host now."""
         ...

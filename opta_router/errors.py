@@ -140,6 +140,12 @@ class Draining(NotNow):
     code = "draining"
 
 
+class Shedding(NotNow):
+    """The device's memory is nearly full: until running requests have ended, no more are taken."""
+
+    code = "shedding"
+
+
 class EngineUnavailable(NotNow):
     """No engine takes work: it is starting, restarting, or gone."""
 

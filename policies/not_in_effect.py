@@ -6,7 +6,6 @@ from typing import Any
 
 NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
-        "memory.shed": "memory is not watched; no work is shed for it",
         "telemetry.record_content": "prompts and answers are never recorded",
     }
 )

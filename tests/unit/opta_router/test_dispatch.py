@@ -17,6 +17,7 @@ from lanes.pairs import PairPolicy, Pairs
 from opta_router import errors
 from opta_router.answer import Arrival
 from opta_router.dispatch import Dispatcher
+from opta_router.drain_rate import UNMEASURED_RETRY_S
 from opta_router.request import GenerationRequest
 from opta_router.telemetry import RequestTrace
 from policies.classify import Classification
@@ -67,6 +68,8 @@ class LinkedEngine:
     def __init__(self, link):
         self.link = link
         self.pairs = pairs_with(FACTS)
+        self.stats = None
+        self.memory_bytes = 1000
         self.reasons = []
         self.refusal = None
         self.after_end = lambda: None
@@ -425,6 +428,34 @@ async def test_a_router_that_no_longer_drains_takes_requests_again_unless_it_is_
         with pytest.raises(errors.Draining):
             router.dispatcher.undrain()
         assert router.dispatcher.not_ready_reasons() == ["draining"]
+
+
+def stats(active_memory_bytes):
+    return wire.Stats(steps=1, lanes={}, active_memory_bytes=active_memory_bytes, peak_memory_bytes=1000)
+
+
+async def test_while_memory_is_short_who_runs_and_who_waits_goes_on_and_nobody_else_is_taken():
+    async with routing() as router:
+        _, submit = await router.asks()
+        waiting = router.ask()
+        await waiting.offered.wait()
+        router.engine.stats = stats(950)
+        late = router.ask()
+        await late.over.wait()
+        assert (late.error.code, late.error.retry_after_s) == ("shedding", UNMEASURED_RETRY_S)
+        assert router.dispatcher.not_ready_reasons() == [f"shedding: {late.error.message}"]
+        assert "950 B of the device's 1000 B" in late.error.message
+        assert router.in_lane() == (1, 1)
+        await router.host.says(ended(submit))
+        submit = await router.host.hears()
+        router.engine.stats = stats(949)
+        assert router.dispatcher.not_ready_reasons() == []
+        await router.host.says(ended(submit))
+        await waiting.over.wait()
+        router.engine.stats = stats(1000)  # nothing runs: it would not become less
+        _, submit = await router.asks()
+        await router.host.says(ended(submit))
+        assert router.dispatcher.stats()["interactive"].rejected == {"shedding": 1}
 
 
 async def test_draining_turns_away_who_waits():
