@@ -11,7 +11,8 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
@@ -26,7 +27,6 @@ from lanes.wire import Lane
 PAGE_BYTES: Final = 4096
 MODEL_BYTES: Final = 256
 
-_PAGE: Final = struct.Struct(f"=QQQQQBBH{MODEL_BYTES}s")
 _VERSION: Final = struct.Struct("=Q")
 _READS: Final = 100
 
@@ -44,12 +44,26 @@ class Activity(StrEnum):
 _ACTIVITIES: Final = tuple(Activity)
 LANES: Final[tuple[Lane, Lane]] = ("interactive", "throughput")
 
+Kind = tuple[Lane, Activity]
+KINDS: Final[tuple[Kind, ...]] = tuple((lane, what) for lane in LANES for what in (Activity.PREFILL, Activity.DECODE))
+"""The kinds of steps."""
+
+_PAGE: Final = struct.Struct(f"=QQQQQ{len(KINDS)}Q{len(KINDS)}dBBH{MODEL_BYTES}s")
+
+
+class Took(msgspec.Struct, frozen=True):
+    """What the steps of one kind took that have ended, all together."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
 
 class Beat(msgspec.Struct, frozen=True):
     """A device loop at one moment. ``count`` is what it has begun so far.
 
     ``steps`` and ``computed`` are for each of :data:`LANES` how many steps it has begun there, and how many tokens
-    those that have ended computed. ``lane`` is meaningful for a step, ``model`` for a step and a load.
+    those that have ended computed. ``lane`` is meaningful for a step, ``model`` for a step and a load. ``took`` is for
+    each of :data:`KINDS`; a step that is begun and waited for later counts as two.
     """
 
     count: int = 0
@@ -58,6 +72,7 @@ class Beat(msgspec.Struct, frozen=True):
     activity: Activity = Activity.STARTING
     lane: Lane = "interactive"
     model: str = ""
+    took: tuple[Took, ...] = (Took(),) * len(KINDS)
 
     def __str__(self) -> str:
         if self.activity is Activity.LOAD:
@@ -72,10 +87,18 @@ class Heartbeat:
 
     Args:
         page: at least :data:`PAGE_BYTES`, zeroed; none: one that nobody else reads.
+        now_s: a monotonic clock.
     """
 
-    def __init__(self, page: mmap.mmap | bytearray | None = None) -> None:
+    def __init__(
+        self, page: mmap.mmap | bytearray | None = None, now_s: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._page = bytearray(PAGE_BYTES) if page is None else page
+        self._now_s = now_s
+        self._took_steps = [0] * len(KINDS)
+        self._took_s = [0.0] * len(KINDS)
+        self._kind: int | None = None  # of the step that is under way
+        self._since_s = 0.0
         self._version = 0
         self._count = 0
         self._steps = [0, 0]
@@ -119,6 +142,12 @@ class Heartbeat:
 
     def _begin(self, activity: Activity, lane: Lane = "interactive", model: str = "") -> None:
         self._count += 1
+        now_s = self._now_s()
+        if self._kind is not None:
+            self._took_steps[self._kind] += 1
+            self._took_s[self._kind] += now_s - self._since_s
+        self._kind = KINDS.index((lane, activity)) if (lane, activity) in KINDS else None
+        self._since_s = now_s
         name = model.encode()[:MODEL_BYTES]
         # An odd version says that what follows is being written; one writer, so no lock (a seqlock).
         _VERSION.pack_into(self._page, 0, self._version + 1)
@@ -128,6 +157,8 @@ class Heartbeat:
             self._count,
             *self._steps,
             *self._computed,
+            *self._took_steps,
+            *self._took_s,
             _ACTIVITIES.index(activity),
             LANES.index(lane),
             len(name),
@@ -161,6 +192,7 @@ class HeartbeatPage:
 def _beat(fields: tuple[Any, ...]) -> Beat:
     """Whatever stands on the page: the host writes it, and the router must not fall over it."""
     count, *counters, activity, lane, size, name = fields
+    took = counters[4:]
     return Beat(
         count,
         (counters[0], counters[1]),
@@ -168,6 +200,7 @@ def _beat(fields: tuple[Any, ...]) -> Beat:
         _ACTIVITIES[activity] if activity < len(_ACTIVITIES) else Activity.STARTING,
         LANES[lane] if lane < len(LANES) else LANES[0],
         name[: min(size, MODEL_BYTES)].decode(errors="replace"),
+        tuple(map(Took, took[: len(KINDS)], took[len(KINDS) :])),
     )
 
 

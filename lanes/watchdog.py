@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from lanes.heartbeat import LANES, Activity, Beat
+from lanes.heartbeat import KINDS, LANES, Activity, Beat
 from lanes.wire import Lane
 
 TICK_S: Final = 0.25
@@ -40,7 +40,7 @@ _FALL: Final = 0.02
 """An average that is quick to believe in long steps and slow to forget them: short ones may come by the thousand."""
 
 ENOUGH_STEPS: Final = 5
-"""Measurements before one is believed."""
+"""Steps of a kind before what they took is believed: the first of a shape are compiled, or read weights from disk."""
 
 BARREN_STEPS: Final = 3
 """Steps that may bring nothing, as one that only clears a cancelled sequence away; one that lasts is judged by time."""
@@ -53,9 +53,9 @@ class UsualStep:
         self._usual_s: dict[tuple[Lane, Activity], float] = {}
         self._measured: Counter[tuple[Lane, Activity]] = Counter()
 
-    def took(self, lane: Lane, activity: Activity, step_s: float) -> None:
-        """One more step."""
-        self._measured[lane, activity] += 1
+    def took(self, lane: Lane, activity: Activity, step_s: float, steps: int = 1) -> None:
+        """More steps, and their mean."""
+        self._measured[lane, activity] += steps
         before_s = self._usual_s.get((lane, activity), step_s)
         weight = _RISE if step_s > before_s else _FALL
         self._usual_s[lane, activity] = before_s + weight * (step_s - before_s)
@@ -98,8 +98,7 @@ class Watchdog:
         last, self._beat = self._beat, beat
         loading = beat.activity is Activity.LOAD
         begun = beat.count - last.count
-        if begun > 0 and last.activity in _MEASURED:
-            self._usual.took(last.lane, last.activity, (self._same_s + elapsed_s) / begun)
+        self._learn(last, beat, self._same_s + elapsed_s)
         self._same_s = 0.0 if begun or (loading and signs != self._signs) else self._same_s + elapsed_s
         self._signs = signs
         if heard != self._heard:
@@ -110,6 +109,13 @@ class Watchdog:
             stepping = beat.activity if beat.activity in _MEASURED and beat.lane == lane else None
             watch.look(beat.steps[index], beat.computed[index], stepping, elapsed_s)
         return self._verdict(beat)
+
+    def _learn(self, last: Beat, beat: Beat, longest_s: float) -> None:
+        """What the steps took that ended since the last look; one that slept with the machine, as long as this saw."""
+        for (lane, activity), before, now in zip(KINDS, last.took, beat.took, strict=True):
+            steps = now.steps - before.steps
+            if steps > 0:
+                self._usual.took(lane, activity, min((now.seconds - before.seconds) / steps, longest_s), steps)
 
     def _verdict(self, beat: Beat) -> str | None:
         if self._same_s > self._usual.deadline_s(beat.lane, beat.activity):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.engines.scripted import ScriptedEngine
 from lanes.environment import HEARTBEAT_FD_VARIABLE
-from lanes.heartbeat import PAGE_BYTES, Activity, Beat, Heartbeat, HeartbeatPage, shared_page
+from lanes.heartbeat import KINDS, PAGE_BYTES, Activity, Beat, Heartbeat, HeartbeatPage, Took, shared_page
 from lanes.wire import Sampling
 
 
@@ -26,13 +26,23 @@ def a_sequence(engine, heartbeat, request_id="a", max_tokens=2):
     heartbeat.added(request_id, engine)
 
 
+def still(now_s=5.0):
+    """A clock."""
+    return now_s
+
+
+def took(*steps):
+    """Of no time, for each kind of step."""
+    return tuple(Took(count, 0.0) for count in steps)
+
+
 def stepped(heartbeat, engine, lane="throughput"):
     heartbeat.stepping(lane, "m", engine)
     heartbeat.stepped(lane, engine, engine.step())
 
 
 def test_a_page_says_what_has_begun_and_what_it_brought(page):
-    reader, heartbeat, engine = HeartbeatPage(page, -1), Heartbeat(page), ScriptedEngine()
+    reader, heartbeat, engine = HeartbeatPage(page, -1), Heartbeat(page, still), ScriptedEngine()
     assert reader.read() == Beat()
     heartbeat.loading("m\u00e9")
     assert reader.read() == Beat(1, activity=Activity.LOAD, model="m\u00e9")
@@ -41,9 +51,24 @@ def test_a_page_says_what_has_begun_and_what_it_brought(page):
     stepped(heartbeat, engine)
     assert reader.read() == Beat(2, (0, 1), (0, 0), Activity.PREFILL, "throughput", "m")
     stepped(heartbeat, engine)
-    assert reader.read() == Beat(3, (0, 2), (0, 1), Activity.DECODE, "throughput", "m")
+    assert reader.read() == Beat(3, (0, 2), (0, 1), Activity.DECODE, "throughput", "m", took(0, 0, 1, 0))
     heartbeat.idle()
-    assert reader.read() == Beat(4, (0, 2), (0, 2), Activity.IDLE)
+    assert reader.read() == Beat(4, (0, 2), (0, 2), Activity.IDLE, took=took(0, 0, 1, 1))
+
+
+def test_a_page_says_what_steps_of_each_kind_took(page):
+    times_s = iter([10.0, 10.5, 12.0, 20.0, 20.25])
+    reader, heartbeat, engine = HeartbeatPage(page, -1), Heartbeat(page, lambda: next(times_s)), ScriptedEngine()
+    for lane in ("interactive", "interactive", "throughput"):
+        heartbeat.stepping(lane, "m", engine)
+    heartbeat.idle()
+    heartbeat.loading("m")
+    assert dict(zip(KINDS, reader.read().took, strict=True)) == {
+        ("interactive", Activity.PREFILL): Took(),
+        ("interactive", Activity.DECODE): Took(2, 2.0),
+        ("throughput", Activity.PREFILL): Took(),
+        ("throughput", Activity.DECODE): Took(1, 8.0),
+    }
 
 
 def test_a_step_is_a_prefill_while_somebody_in_it_waits_for_a_first_token(page):
@@ -88,7 +113,7 @@ def test_a_host_that_died_while_it_wrote_leaves_what_it_wrote_before(page):
     assert reader.read() == before
 
 
-@given(st.binary(min_size=64, max_size=512))
+@given(st.binary(min_size=128, max_size=512))
 def test_no_page_however_broken_upsets_its_reader(garbage):
     page = bytearray(PAGE_BYTES)
     page[: len(garbage)] = garbage

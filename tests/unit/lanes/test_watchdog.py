@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from lanes.heartbeat import LANES, Activity, Beat
+from lanes.heartbeat import KINDS, LANES, Activity, Beat, Took
 from lanes.watchdog import ENOUGH_STEPS, MIN_DEADLINE_S, SILENCE_S, TICK_S, UNMEASURED_S, UsualStep, Watchdog
 
 
@@ -22,13 +22,20 @@ class Host:
         self.count = self.heard = 0
         self.signs = 0.0
         self.steps, self.computed = [0, 0], [0, 0]
-        self.beat = Beat()
+        self.took = dict.fromkeys(KINDS, Took())
+        self.beat, self.began_s = Beat(), self.now_s
 
     def begins(self, activity, lane="interactive", tokens=0):
         index = LANES.index(lane)
         self.count += 1
         self.steps[index] += activity in (Activity.PREFILL, Activity.DECODE)
-        self.beat = Beat(self.count, tuple(self.steps), tuple(self.computed), activity, lane, "m")
+        ended = self.beat.lane, self.beat.activity
+        if ended in self.took:
+            before = self.took[ended]
+            self.took[ended] = Took(before.steps + 1, before.seconds + self.now_s - self.began_s)
+        took = tuple(self.took.values())
+        self.beat = Beat(self.count, tuple(self.steps), tuple(self.computed), activity, lane, "m", took)
+        self.began_s = self.now_s
         self.computed[index] += tokens  # seen when the next thing begins
 
     def passes(self, seconds, *, tick_s=TICK_S):
