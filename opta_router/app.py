@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -37,6 +38,7 @@ def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatch
         engine=engine,
         dispatcher=dispatcher,
         telemetry=telemetry,
+        benchmarking=anyio.Lock(),
         started_s=int(time.time()),
     )
     telemetry.metrics.observe.of_lanes(service.lanes)

@@ -93,6 +93,12 @@ class NoConfigFile(CallerError):
     code = "no_config_file"
 
 
+class BenchmarkRunning(CallerError):
+    """One benchmark runs already."""
+
+    code = "benchmark_running"
+
+
 class MethodNotAllowed(CallerError):
     """The path exists, for other methods. ``allowed`` are those."""
 

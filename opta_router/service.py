@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 
+import anyio
 import msgspec
 
 from lanes.wire import Lane
@@ -22,12 +23,13 @@ VERSION = importlib.metadata.version("opta-router")
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """One running router. ``started_s`` is in seconds of the Unix epoch."""
+    """One running router. ``started_s`` is in seconds of the Unix epoch; who benchmarks it holds ``benchmarking``."""
 
     configuration: Configuration
     engine: Engine
     dispatcher: Dispatcher
     telemetry: Recorder
+    benchmarking: anyio.Lock
     started_s: int
 
     @property

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from opta_router.dialects import openai
 from opta_router.dialects.body import decode
 from opta_router.errors import LaneNotFound, RouterError, UnsupportedMediaType
-from opta_router.http import admin_models
+from opta_router.http import admin_benchmark, admin_models
 from opta_router.http.auth import authorize_admin
 from opta_router.http.engine import engine_view
 from opta_router.service import Service, service_of
@@ -62,6 +62,7 @@ def routes() -> list[Route]:
         _route("/admin/models/{name:path}/load", "POST", admin_models.load),
         _route("/admin/models/{name:path}/unload", "POST", admin_models.unload),
         _route("/admin/reload", "POST", _reload),
+        _route("/admin/benchmark", "POST", admin_benchmark.benchmark),
         _route("/admin/drain", "POST", _drain),
         _route("/admin/drain", "DELETE", _undrain),
     ]

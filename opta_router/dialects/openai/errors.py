@@ -22,6 +22,7 @@ _STATUS: Final = MappingProxyType(
         errors.PresetNotFound: 404,
         errors.MethodNotAllowed: 405,
         errors.NoConfigFile: 409,
+        errors.BenchmarkRunning: 409,
         errors.UnsupportedMediaType: 415,
         errors.NotNow: 503,
         errors.QueueFull: 429,
