@@ -151,6 +151,10 @@ def _prepare_device() -> None:
         from lanes.engines import cpu_attention  # noqa: PLC0415
 
         cpu_attention.install()
+    elif mx.cuda.is_available():
+        from lanes.engines import cuda_attention  # noqa: PLC0415
+
+        cuda_attention.install()
     # Both lanes on one stream of this thread. The default is whichever thread imported mlx_lm first.
     bind_generation_streams(["mlx_lm.generate"])
     # mlx-lm's batch generator wires the model's memory on Metal. Together with a second model and cache eviction that
