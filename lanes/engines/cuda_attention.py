@@ -4,7 +4,8 @@ For more than one query MLX calls cuDNN, which plans anew for every number of qu
 mlx 0.32, ``mlx/backend/cuda/scaled_dot_product_attention.cpp``). A speculative round has a number of keys of its own,
 and so have most prompts. Measured on an H200, 3 B bf16 target of 28 layers: a plan takes 50 to 80 ms, the whole forward
 pass of one token 4.5 ms, of five with their plan 57 ms. So few queries are computed one by one, as decoding does
-(five: 7.4 ms, nine: 8.9 ms), and a chunk of a prompt by single operations; only long chunks, which come in few shapes, are worth their plan.
+(five: 7.4 ms, nine: 8.9 ms), and a chunk of a prompt by single operations; only long chunks, which come in few shapes,
+are worth their plan.
 """
 
 from __future__ import annotations
