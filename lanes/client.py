@@ -191,6 +191,7 @@ class Generation:
                 last.token_ids + delta.token_ids,
                 last.text + delta.text,
                 delta.speculative,
+                last.drafted + tuple((begin + len(last.text), end + len(last.text)) for begin, end in delta.drafted),
             )
         return delta
 

@@ -57,7 +57,7 @@ class History:
         self._moving_to: wire.Lane | None = None
         self._token_ids: list[int] = []
         self._text_chars = 0
-        self._speculative: wire.SpecCounters | None = None
+        self.speculative: wire.SpecCounters | None = None
 
     @property
     def emitted_tokens(self) -> int:
@@ -83,7 +83,7 @@ class History:
         """What the next host is told. Its lane is where the request was, or was going to."""
         self.hosts += 1
         self._deltas_here = 0
-        emitted = wire.Emitted(tuple(self._token_ids), self._text_chars, self._speculative)
+        emitted = wire.Emitted(tuple(self._token_ids), self._text_chars, self.speculative)
         return msgspec.structs.replace(self.asked, lane=self.lane, emitted=emitted)
 
     def started(self, event: wire.Started) -> None:
@@ -94,7 +94,7 @@ class History:
         """Its answer went on."""
         self._token_ids += delta.token_ids
         self._text_chars += len(delta.text)
-        self._speculative = delta.speculative
+        self.speculative = delta.speculative
         self._deltas_here += bool(delta.token_ids)
         if self.going:
             self.deaths = 0
@@ -140,7 +140,7 @@ class History:
             "cancelled",
             self.prompt_tokens,
             self.emitted_tokens,
-            speculative=self._speculative,
+            speculative=self.speculative,
         )
 
 

@@ -27,12 +27,15 @@ import msgspec
 
 from lanes.errors import WireError
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
 
 Lane = Literal["interactive", "throughput"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Span = tuple[int, int]
+"""Where a piece of a text begins and ends, in characters (code points)."""
+
 Stage = Literal["fetching", "examining", "target", "draft", "calibrating"]
 """What is done to a pair, in this order."""
 
@@ -244,7 +247,8 @@ class Submit(Message, frozen=True):
     """Run one request in one lane. ``request_id`` is unique on a link for as long as the request lives.
 
     With ``emitted`` the answer goes on behind it, as it would have gone on where that was made: the first ``Delta`` has
-    the index and the text that come next. ``max_tokens`` bounds the answer as a whole.
+    the index and the text that come next. ``max_tokens`` bounds the answer as a whole. With ``mark_drafted`` each
+    ``Delta`` says which of its text was drafted.
     """
 
     request_id: str
@@ -256,6 +260,7 @@ class Submit(Message, frozen=True):
     stop: tuple[str, ...] = ()
     num_draft_tokens: int = 0
     emitted: Emitted = Emitted()
+    mark_drafted: bool = False
 
 
 class Cancel(Message, frozen=True):
@@ -364,7 +369,8 @@ class Delta(Message, frozen=True):
     """New tokens. ``index`` is the number of completion tokens before this one: a gap or overlap is a fault.
 
     ``text`` may be empty while a multi-byte character or a possible stop string is incomplete. ``speculative`` counts
-    from the answer's beginning to this event.
+    from the answer's beginning to this event. ``drafted`` are the pieces of ``text`` whose tokens the draft proposed
+    and the target accepted, if the request has ``mark_drafted``.
     """
 
     request_id: str
@@ -372,6 +378,7 @@ class Delta(Message, frozen=True):
     token_ids: tuple[int, ...]
     text: str
     speculative: SpecCounters | None = None
+    drafted: tuple[Span, ...] = ()
 
 
 class Moved(Message, frozen=True):

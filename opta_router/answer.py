@@ -12,6 +12,7 @@ from lanes.client import Generation
 from lanes.errors import HostDied, PoisonRequest, RequestRefused
 from lanes.resumption import Interruption, Resumed
 from opta_router import errors
+from opta_router.in_flight import InFlight
 from opta_router.request import Demotion, Ending, GenerationRequest, OptaReport, SpeculativeReport, Usage
 from opta_router.telemetry import RequestTrace
 from opta_router.tickets import Ticket
@@ -48,6 +49,8 @@ class Answer:
         self.lane = ticket.lane
         self.route = ticket.route
         self.ending: Ending | None = None
+        self.drafted: tuple[wire.Span, ...] = ()
+        """Of the text that :meth:`text` gave last, what was drafted; for a request with ``include_drafted``."""
         self._arrival = arrival
         self._now_s = now_s
         self._decision = decision
@@ -73,6 +76,17 @@ class Answer:
             return Usage(prompt_tokens=0, completion_tokens=0)
         history = self._generation.history
         return Usage(prompt_tokens=history.prompt_tokens, completion_tokens=history.emitted_tokens)
+
+    def in_flight(self, lane: wire.Lane) -> InFlight:
+        """How far it is, in ``lane``."""
+        return InFlight(
+            trace=self._arrival.trace,
+            model=self._arrival.verdict.model,
+            lane=lane,
+            stage="running",
+            emitted_tokens=self.usage().completion_tokens,
+            speculative=self._generation.history.speculative if self._generation is not None else None,
+        )
 
     def settle(self, last: wire.Finished | wire.Failed) -> None:
         """The host has let go of it."""
@@ -120,9 +134,11 @@ class Answer:
             return None
         events, self._pending = self._pending or await self._receive(), []
         pieces: list[str] = []
+        self.drafted = ()
         for event in events:
             match event:
                 case wire.Delta():
+                    self._mark(sum(map(len, pieces)), event.drafted)
                     pieces.append(event.text)
                     self._first_token()
                 case wire.Finished():
@@ -142,6 +158,10 @@ class Answer:
             raise errors.EngineDied(str(exc), retry_after_s=ENGINE_RETRY_S) from exc
         except RequestRefused as exc:
             raise refusal(exc, self._arrival.request) from exc
+
+    def _mark(self, offset: int, drafted: tuple[wire.Span, ...]) -> None:
+        if drafted:
+            self.drafted += tuple((begin + offset, end + offset) for begin, end in drafted)
 
     def _first_token(self) -> None:
         if self._ttft_ms is None:

@@ -54,7 +54,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for an answer, whatever dialect it came in.
 
     ``model`` is what the client typed. ``hints`` holds the body's top-level text fields that may ask for a lane
-    (``service_tier`` and whatever else the configuration names). ``tools``: some are offered, and must not be called.
+    (``service_tier`` and whatever else the configuration names). ``include_drafted``: the stream says which of its text
+    was drafted. ``tools``: some are offered, and must not be called.
     ``user`` and ``metadata`` change nothing.
     """
 
@@ -66,6 +67,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
+    include_drafted: bool = False
     num_draft_tokens: int | None = None
     user: str | None = None
     metadata: Mapping[str, str] = {}
@@ -103,6 +105,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             sampling=self.sampling.resolved(sampling),
             stop=self.stop or (sampling.stop if sampling is not None else ()),
             num_draft_tokens=draft_tokens,
+            mark_drafted=self.include_drafted,
         )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from lanes import wire
 from lanes.engines.base import Emission
 from lanes.errors import RequestRefused
-from lanes.host.text import TextStream
+from lanes.host.drafted import DraftedText
+from lanes.host.text import Piece, TextStream
 
 
 class Answer:
@@ -26,6 +27,7 @@ class Answer:
         self._counters: wire.SpecCounters | None = None
         self.ended = False
         self._resume(submit.emitted)
+        self._drafted = DraftedText(self._text) if submit.mark_drafted else None
 
     def _resume(self, emitted: wire.Emitted) -> None:
         given = self._text.push(emitted.token_ids)
@@ -45,7 +47,7 @@ class Answer:
             return [wire.Failed(self._request_id, wire.FailureCode.ENGINE_ERROR, emission.error)]
         # An end-of-sequence token counts, but is not text, whether or not the tokenizer calls it special.
         ends = int(emission.finish == "stop")
-        piece = self._text.push(emission.token_ids[: len(emission.token_ids) - ends])
+        piece = self._push(emission.token_ids[: len(emission.token_ids) - ends], emission.accepted)
         kept = piece.kept if piece.stopped else piece.kept + ends
         self._count(emission, kept)
         finish = "stop" if piece.stopped else emission.finish
@@ -53,7 +55,14 @@ class Answer:
         events: list[wire.Event] = []
         if kept or text:
             events.append(
-                wire.Delta(self._request_id, self._completion_tokens, emission.token_ids[:kept], text, self._counters)
+                wire.Delta(
+                    self._request_id,
+                    self._completion_tokens,
+                    emission.token_ids[:kept],
+                    text,
+                    self._counters,
+                    self._drafted.take(len(text)) if self._drafted is not None else (),
+                )
             )
         self._completion_tokens += kept
         if finish is not None:
@@ -72,6 +81,9 @@ class Answer:
     def moved(self, lane: wire.Lane) -> wire.Moved:
         """The event that says in which lane the answer goes on."""
         return wire.Moved(self._request_id, lane, self._completion_tokens)
+
+    def _push(self, token_ids: tuple[int, ...], accepted: int) -> Piece:
+        return self._text.push(token_ids) if self._drafted is None else self._drafted.push(token_ids, accepted)
 
     def _count(self, emission: Emission, kept: int) -> None:
         """Book the draft tokens; accepted ones behind a stop string were never delivered, so they are ignored."""

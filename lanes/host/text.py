@@ -32,6 +32,11 @@ class TextStream:
         self._stop = stop
         self._held = ""
 
+    @property
+    def held_chars(self) -> int:
+        """Characters that are known and not given out."""
+        return len(self._held)
+
     def push(self, token_ids: tuple[int, ...]) -> Piece:
         """Add tokens; see :class:`Piece`."""
         out = []

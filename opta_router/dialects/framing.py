@@ -9,6 +9,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: clients skip it, and whoever closes idle connections on the way sees a byte."""
 
 
-def sse(data: bytes) -> bytes:
+def sse(data: bytes, name: str | None = None) -> bytes:
     """One event. ``data`` is a single line, as a JSON encoder writes it."""
-    return b"data: " + data + b"\n\n"
+    event = b"data: " + data + b"\n\n"
+    return event if name is None else b"event: " + name.encode("ascii") + b"\n" + event

@@ -31,9 +31,10 @@ Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """``stream_options``."""
+    """``stream_options``. ``include_drafted`` is ours: chunks say which of their text the draft model proposed."""
 
     include_usage: bool | None = None
+    include_drafted: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -182,6 +183,7 @@ def _decode(
 def _request(
     operation: Operation, parsed: _Common, prompt: wire.Prompt, max_tokens: int | None, hints: dict[str, str]
 ) -> GenerationRequest:
+    options = _stream_options(parsed)
     return GenerationRequest(
         operation=operation,
         model=parsed.model,
@@ -200,7 +202,8 @@ def _request(
         ),
         stop=(parsed.stop,) if isinstance(parsed.stop, str) else tuple(parsed.stop or ()),
         stream=bool(parsed.stream),
-        include_usage=_include_usage(parsed),
+        include_usage=bool(options.include_usage),
+        include_drafted=bool(options.include_drafted),
         num_draft_tokens=parsed.num_draft_tokens,
         user=parsed.user,
         metadata=parsed.metadata or {},
@@ -209,17 +212,17 @@ def _request(
     )
 
 
-def _include_usage(parsed: _Common) -> bool:
+def _stream_options(parsed: _Common) -> StreamOptions:
     options = parsed.stream_options
     if options is None:
-        return False
+        return StreamOptions()
     if not parsed.stream:
         message = "stream_options is only allowed when stream is true"
         raise InvalidRequest("invalid_value", message, param="stream_options")
     if options.include_obfuscation:
         message = "include_obfuscation is not supported; leave it out, or send false"
         raise InvalidRequest("unsupported_parameter", message, param="stream_options.include_obfuscation")
-    return bool(options.include_usage)
+    return options
 
 
 def _hints(given: dict[str, msgspec.Raw], hint_fields: Collection[str]) -> dict[str, str]:

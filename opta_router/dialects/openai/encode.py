@@ -32,6 +32,15 @@ class AnswerFacts(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
 
 
+class Drafted(msgspec.Struct, frozen=True):
+    """A text chunk's ``opta``: the pieces of its text that the draft proposed, by their first and last characters.
+
+    ``[[0, 5]]`` are the first five characters (code points, so that no language's idea of a string matters).
+    """
+
+    drafted: tuple[wire.Span, ...]
+
+
 class _PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
@@ -95,7 +104,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[_Choice, ...]
     service_tier: str | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
-    opta: OptaReport | UnsetType = UNSET
+    opta: OptaReport | Drafted | UnsetType = UNSET
 
 
 def usage_of(finished: wire.Finished) -> Usage:
@@ -133,8 +142,10 @@ class StreamEncoder:
         """What a stream begins with: for a chat, who speaks."""
         return sse(self._chunk(role="assistant", content="")) if self._facts.operation == "chat" else b""
 
-    def delta(self, text: str) -> bytes:
+    def delta(self, text: str, drafted: tuple[wire.Span, ...] = ()) -> bytes:
         """More of the answer."""
+        if drafted:
+            return sse(self._chunk(content=text, opta=Drafted(drafted)))
         return self._before + _encoder.encode(text) + self._after
 
     def finish(self, ending: Ending) -> bytes:
@@ -158,7 +169,7 @@ class StreamEncoder:
         role: str | None = None,
         content: str | None = None,
         finish_reason: str | None = None,
-        opta: OptaReport | UnsetType = UNSET,
+        opta: OptaReport | Drafted | UnsetType = UNSET,
     ) -> bytes:
         choice: _Choice
         if self._facts.operation == "chat":
@@ -173,7 +184,7 @@ def _body(
     kind: str,
     *choices: _Choice,
     usage: Usage | UnsetType | None = UNSET,
-    opta: OptaReport | UnsetType = UNSET,
+    opta: OptaReport | Drafted | UnsetType = UNSET,
 ) -> _Body:
     return _Body(
         id=facts.id,

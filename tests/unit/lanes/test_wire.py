@@ -32,6 +32,8 @@ def values(hint):
         return st.sampled_from(args)
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*map(values, args))
+    if origin is tuple and args[-1] is not ...:
+        return st.tuples(*map(values, args))
     if origin is tuple:
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if origin is dict:

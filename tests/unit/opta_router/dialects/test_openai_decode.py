@@ -62,7 +62,7 @@ def test_everything_beside_the_sampling_arrives(decode, base):
         "max_tokens": 12,
         "stop": ["END", "STOP"],
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "include_drafted": True},
         "num_draft_tokens": 0,
         "service_tier": "flex",
         "user": "u",
@@ -71,6 +71,7 @@ def test_everything_beside_the_sampling_arrives(decode, base):
     request = decode(json.dumps(body).encode(), {"service_tier"})
     assert (request.model, request.max_tokens, request.stop) == ("m", 12, ("END", "STOP"))
     assert (request.stream, request.include_usage, request.num_draft_tokens) == (True, True, 0)
+    assert request.include_drafted
     assert (request.service_tier, request.hints) == ("flex", {"service_tier": "flex"})
     assert (request.user, request.metadata) == ("u", {"k": "v"})
 

@@ -97,6 +97,15 @@ def test_usage_is_its_own_last_chunk_when_asked_for_and_opta_rides_on_the_finish
     assert all("usage" not in json.loads(chunk) for chunk in streamed(facts(), "x")[:-1])
 
 
+@pytest.mark.parametrize("operation", ["chat", "text_completion"])
+def test_a_chunk_says_which_of_its_text_was_drafted_and_is_otherwise_as_any(operation):
+    stream = openai.StreamEncoder(facts(operation))
+    (marked,) = map(json.loads, events(stream.delta("a\u00e9\U0001f980b", ((0, 3),))))
+    assert marked.pop("opta") == {"drafted": [[0, 3]]}
+    (plain,) = map(json.loads, events(stream.delta("a\u00e9\U0001f980b")))
+    assert marked == plain
+
+
 def test_an_error_in_a_stream_has_the_usual_shape_and_no_done_follows():
     error = errors.EngineDied("gone", retry_after_s=5)
     (event,) = events(openai.StreamEncoder(facts()).error(error))
