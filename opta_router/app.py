@@ -17,8 +17,9 @@ from opta_router.dialects import openai
 from opta_router.dispatch import Dispatcher
 from opta_router.engine import Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
-from opta_router.http import admin, health, inference, models, scrape
+from opta_router.http import admin, health, inference, live, models, scrape
 from opta_router.http.request_id import RequestId
+from opta_router.journal import Journal
 from opta_router.server import BodyLimit, HostGuard
 from opta_router.server.refusal import ASGIApp
 from opta_router.service import Service
@@ -39,6 +40,7 @@ def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatch
         dispatcher=dispatcher,
         telemetry=telemetry,
         benchmarking=anyio.Lock(),
+        journal=Journal(),
         started_s=int(time.time()),
     )
     telemetry.metrics.observe.of_lanes(service.lanes)
@@ -46,6 +48,7 @@ def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatch
     telemetry.metrics.observe.of_configuration(service.configuration_reading)
     telemetry.metrics.observe.of_pairs(dispatcher.speculation.readings)
     app.state.service = service
+    app.state.feed = live.feed_of(service)
     server = configuration.in_force.server  # what is fixed until a restart
     limited = BodyLimit(
         app,
@@ -73,6 +76,7 @@ def _routes() -> list[BaseRoute]:
         Route("/readyz", health.readyz, methods=["GET"]),
         Route("/metrics", scrape.metrics, methods=["GET"]),
         *admin.routes(),
+        *live.routes(),
     ]
 
 

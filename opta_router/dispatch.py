@@ -31,6 +31,7 @@ from opta_router.answer import ENGINE_RETRY_S, MODEL_RETRY_S, Answer, Arrival, r
 from opta_router.capability import capability
 from opta_router.engine import Engine
 from opta_router.identifiers import new_identifier
+from opta_router.in_flight import InFlight
 from opta_router.lane_queue import LaneLimits, LaneStats
 from opta_router.placement import Placement
 from opta_router.request import GenerationRequest
@@ -49,7 +50,8 @@ DRAINING: Final = "the router takes no new requests"
 class _Seat:
     """Where a waiting request hears what became of its ticket."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrival: Arrival) -> None:
+        self.arrival = arrival
         self.decided = anyio.Event()
         self.rejected: Rejected | None = None
 
@@ -115,6 +117,11 @@ class Dispatcher:
         """Whether new requests are turned away."""
         return self._admission.draining
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the router is about to end."""
+        return self._stopping
+
     def drain(self) -> None:
         """Take no new requests, and turn away those that wait; those that run go on."""
         self._perform(self._admission.drain())
@@ -138,6 +145,15 @@ class Dispatcher:
     def stats(self) -> dict[wire.Lane, LaneStats]:
         """Slots and queues of each lane, now."""
         return self._admission.stats()
+
+    def in_flight(self) -> list[InFlight]:
+        """Requests that wait for a slot, and those that have one."""
+        waiting = [
+            InFlight(trace=seat.arrival.trace, model=seat.arrival.verdict.model, lane=ticket.lane, stage="queued")
+            for ticket, seat in self._seats.items()
+            if not seat.decided.is_set()
+        ]
+        return waiting + [answer.in_flight(ticket.lane) for ticket, answer in self._running.items()]
 
     def not_ready_reasons(self) -> list[str]:
         """Why no request would be taken now; empty if one would."""
@@ -273,7 +289,7 @@ class Dispatcher:
             NotNow: there is no slot, and no place to wait for one.
         """
         ticket, effects = self._admission.offer(_ask(arrival), self._now_s())
-        seat = self._seats[ticket] = _Seat()
+        seat = self._seats[ticket] = _Seat(arrival)
         arrival.trace.queued()
         try:
             self._perform(effects)

@@ -152,6 +152,12 @@ class Shedding(NotNow):
     code = "shedding"
 
 
+class TooManyViewers(NotNow):
+    """As many watch the router as may."""
+
+    code = "too_many_viewers"
+
+
 class EngineUnavailable(NotNow):
     """No engine takes work: it is starting, restarting, or gone."""
 

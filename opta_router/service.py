@@ -14,6 +14,7 @@ from opta_router.admission import RejectCode
 from opta_router.configuration import Configuration
 from opta_router.dispatch import Dispatcher
 from opta_router.engine import Engine
+from opta_router.journal import Journal
 from opta_router.telemetry.readings import ConfigurationReading, EngineReading, LaneReading
 from opta_router.telemetry.recorder import Recorder
 from policies.schema import Config
@@ -30,6 +31,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: Dispatcher
     telemetry: Recorder
     benchmarking: anyio.Lock
+    journal: Journal
     started_s: int
 
     @property

@@ -99,7 +99,7 @@ async def _status(_request: Request, service: Service, _who: str) -> Response:
         {
             "engine": engine_view(service),
             "config": config,
-            "lanes": _lane_views(service),
+            "lanes": lane_views(service),
             "models": admin_models.views(service),
             "telemetry": {"dropped": service.telemetry.dropped()},
         }
@@ -107,7 +107,7 @@ async def _status(_request: Request, service: Service, _who: str) -> Response:
 
 
 async def _lanes(_request: Request, service: Service, _who: str) -> Response:
-    return _json(_lane_views(service))
+    return _json(lane_views(service))
 
 
 async def _set_lane(request: Request, service: Service, who: str) -> Response:
@@ -148,7 +148,8 @@ async def _undrain(_request: Request, service: Service, who: str) -> Response:
     return _json(engine_view(service))
 
 
-def _lane_views(service: Service) -> dict[str, LaneView]:
+def lane_views(service: Service) -> dict[str, LaneView]:
+    """Both lanes, now."""
     return {lane: _lane_view(service, lane) for lane in LANES}
 
 

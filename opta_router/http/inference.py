@@ -53,13 +53,15 @@ class InferenceEndpoint:
             error = MethodNotAllowed(f"{self._path} takes POST", allowed="POST")
             await _send_error(exchange, error)
             return
-        trace = service.telemetry.request(
-            method="POST",
-            route=self._path,
-            headers=exchange.headers,
-            scheme=scope["scheme"],
-            client_address=(scope.get("client") or (None,))[0],
-            http_version=scope["http_version"],
+        trace = service.journal.watched(
+            service.telemetry.request(
+                method="POST",
+                route=self._path,
+                headers=exchange.headers,
+                scheme=scope["scheme"],
+                client_address=(scope.get("client") or (None,))[0],
+                http_version=scope["http_version"],
+            )
         )
         try:
             await _Inference(service, exchange, trace).run(self._decode)
@@ -176,7 +178,7 @@ class _Inference:
                 data += KEEP_ALIVE
             if text is None:
                 break
-            data += stream.delta(text) if text else b""
+            data += stream.delta(text, answer.drafted) if text else b""
             if data and answer.ending is None:  # the last words go together with the end
                 await self._exchange.write(data, more=True)
                 data = b""

@@ -27,7 +27,7 @@ class Recorder:
     def __init__(self, tracing: Tracing, metrics: Metrics, *, counts: bool = True) -> None:
         self.tracing = tracing
         self.metrics = metrics
-        self._counts = counts
+        self.counts = counts
         metrics.observe.of_telemetry(self.dropped)
 
     def request(
@@ -49,7 +49,7 @@ class Recorder:
             client_address=client_address,
             http_version=http_version,
         )
-        return MeteredTrace(self.metrics.tally, trace) if self._counts else trace
+        return MeteredTrace(self.metrics.tally, trace) if self.counts else trace
 
     def dropped(self) -> dict[str, int]:
         """What was recorded and will never arrive, by signal, since the start."""
