@@ -1,4 +1,4 @@
-"""The command line: ``opta-router serve | check | probe | explain | bench | key``.
+"""The command line: ``opta-router serve | top | check | probe | explain | bench | key``.
 
 Exit status: 0 ok, 2 bad usage or bad configuration, 1 anything else.
 """
@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     serve.set_defaults(run=_serve)
 
+    top = commands.add_parser("top", help="watch a running router")
+    top.add_argument("--url", default="http://127.0.0.1:8400", help="the router's address (default: %(default)s)")
+    top.add_argument(
+        "--admin-key", metavar="KEY", help="where one is configured; better in the variable OPTA_ADMIN_KEY"
+    )
+    top.add_argument("--once", action="store_true", help="one look, as when the output is no terminal")
+    top.set_defaults(run=_top)
+
     check = commands.add_parser("check", help="validate a configuration and print what is in effect")
     _add_config(check)
     check.add_argument("--json", action="store_true")
@@ -125,6 +133,18 @@ def _serve(arguments: argparse.Namespace) -> int:
         if unbound is None or rest is not None:
             raise
         return _complain(str(unbound.exceptions[0]), FAILED)
+    return OK
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from opta_router.top import TopError, run  # noqa: PLC0415
+
+    try:
+        run(arguments.url, arguments.admin_key, once=arguments.once)
+    except TopError as exc:
+        return _complain(str(exc), FAILED)
+    except KeyboardInterrupt:
+        return OK
     return OK
 
 

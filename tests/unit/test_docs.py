@@ -25,7 +25,7 @@ def _commands(run, capsys):
 
 def test_readme_names_every_command(capsys):
     commands = _commands(main, capsys)
-    assert commands == ["serve", "check", "probe", "explain", "key", "bench"]
+    assert commands == ["serve", "top", "check", "probe", "explain", "key", "bench"]
     assert [command for command in commands if command not in README] == []
 
 
