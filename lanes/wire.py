@@ -21,7 +21,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Final, Generic, Literal, TypeVar
+from itertools import zip_longest
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +33,7 @@ MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
 
 Lane = Literal["interactive", "throughput"]
+Proposer = Literal["draft_model", "prompt_lookup"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Span = tuple[int, int]
 """Where a piece of a text begins and ends, in characters (code points)."""
@@ -62,8 +64,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token is chosen. ``temperature`` 0 is greedy.
 
     Penalties follow vLLM's semantics: ``repetition_penalty`` looks at prompt and answer, ``presence_penalty`` and
-    ``frequency_penalty`` at the answer alone. ``seed`` is always set by the time a request reaches a host, so that
-    its continuation on another host is the same.
+    ``frequency_penalty`` at the answer alone. ``seed`` is always set by the time a request reaches a host. With
+    ``seeded`` it is the client's, and the text is a function of it: the same whatever is drafted, in either lane and on
+    any host. Without, only the distribution is promised.
     """
 
     temperature: float = 1.0
@@ -71,6 +74,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    seeded: bool = True
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -111,6 +115,10 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     *Rejected* were compared with the target and refused; *ignored* were drafted but never compared or never
     delivered, because the request ended first.
+
+    The ``lookup_`` counts are of what prompt lookup proposed; the rest is the draft model's. ``accepted_at`` and
+    ``compared_at`` count by place in the round, from the first draft token on: they add up to ``accepted`` and
+    ``accepted + rejected``.
     """
 
     rounds: int = 0
@@ -118,21 +126,72 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
     accepted: int = 0
     rejected: int = 0
     ignored: int = 0
+    lookup_rounds: int = 0
+    lookup_proposed: int = 0
+    lookup_accepted: int = 0
+    accepted_at: tuple[int, ...] = ()
+    compared_at: tuple[int, ...] = ()
+
+    @classmethod
+    def of_round(cls, proposer: Proposer, proposed: int, accepted: int, compared: int) -> SpecCounters:
+        """One round: the first ``compared`` of the proposed tokens count, and the first ``accepted`` of those hold."""
+        if not proposed:
+            return cls()
+        looked_up = proposer == "prompt_lookup"
+        return cls(
+            rounds=1,
+            proposed=proposed,
+            accepted=accepted,
+            rejected=compared - accepted,
+            ignored=proposed - compared,
+            lookup_rounds=int(looked_up),
+            lookup_proposed=proposed if looked_up else 0,
+            lookup_accepted=accepted if looked_up else 0,
+            accepted_at=(1,) * accepted,
+            compared_at=(1,) * compared,
+        )
+
+    def undelivered(self, lost: int) -> SpecCounters:
+        """These of one round, if the last ``lost`` of its accepted tokens were not delivered after all: ignored."""
+        if not lost:
+            return self
+        delivered = self.accepted - lost
+        compared = (*self.compared_at[:delivered], *(0,) * lost, *self.compared_at[self.accepted :])
+        return msgspec.structs.replace(
+            self,
+            accepted=delivered,
+            ignored=self.ignored + lost,
+            lookup_accepted=min(self.lookup_accepted, delivered),
+            accepted_at=self.accepted_at[:delivered],
+            compared_at=compared,
+        )
 
     def __add__(self, other: SpecCounters) -> SpecCounters:
-        return SpecCounters(
-            self.rounds + other.rounds,
-            self.proposed + other.proposed,
-            self.accepted + other.accepted,
-            self.rejected + other.rejected,
-            self.ignored + other.ignored,
-        )
+        sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in self.__struct_fields__}
+        return SpecCounters(**sums)
 
     @property
     def acceptance_ratio(self) -> float | None:
         """Accepted share of the compared tokens; None when none was compared."""
         compared = self.accepted + self.rejected
         return self.accepted / compared if compared else None
+
+    @property
+    def mean_accepted(self) -> float | None:
+        """Accepted tokens of a round, on average; None without a round."""
+        return self.accepted / self.rounds if self.rounds else None
+
+    @property
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """Accepted share of what was compared at each place of a round."""
+        return tuple(hit / seen for hit, seen in zip_longest(self.accepted_at, self.compared_at, fillvalue=0))
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Of two numbers, or place by place."""
+    if isinstance(one, tuple):
+        return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))
+    return one + other
 
 
 class Emitted(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -164,14 +223,15 @@ class ModelSpec(msgspec.Struct, frozen=True):
 class LaneSpec(msgspec.Struct, frozen=True):
     """One lane's settings on the device.
 
-    ``max_draft_tokens`` bounds a speculative round; 0: the lane never drafts. ``max_step_s`` bounds a step while
-    another lane is in use; None: the engine's own bounds.
+    ``max_draft_tokens`` bounds a speculative round; 0: the lane never drafts. ``prompt_lookup``: the text itself may
+    propose, too. ``max_step_s`` bounds a step while another lane is in use; None: the engine's own bounds.
     """
 
     weight: float
     max_active: int
     max_draft_tokens: int = 0
     max_step_s: float | None = None
+    prompt_lookup: bool = False
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -4,7 +4,9 @@ A token is drawn with the Gumbel-max trick (Gumbel 1954; Maddison, Tarlow and Mi
 standard Gumbel noise to the processed log-probabilities and take the largest. The noise is a function of the request's
 seed and the token's position alone, so a seeded request gives the same text whatever the batch, the draft length, or
 the host that goes on with it. A draft that uses the *same* noise proposes the token that the target would draw
-whenever their distributions agree, so that speculation at a temperature stays exact and is accepted often.
+whenever their distributions agree, so that speculation at a temperature stays exact and is accepted often (Daliri,
+Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding", arXiv:2408.07978). Of a
+request whose client named no seed only the distribution is promised: :mod:`lanes.engines.rejection`.
 
 mlx-lm's own filters are compiled functions that take their setting as a constant: on a CPU, every new ``top_p`` that a
 client sends would start a C++ compiler. These here are not compiled.
@@ -22,9 +24,12 @@ from lanes.wire import Sampling
 _MASK64 = (1 << 64) - 1
 
 
-def noise_key(seed: int, position: int) -> int:
-    """A 64-bit key for one position of one request: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of both numbers."""
-    z = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & _MASK64
+def noise_key(seed: int, position: int, stream: int = 0) -> int:
+    """A 64-bit key for one position of one request: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of the numbers.
+
+    Stream 0 is for what is emitted; others give noise that is independent of it.
+    """
+    z = (seed + 0x9E3779B97F4A7C15 * (position + 1) + 0xD1342543DE82EF95 * stream) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
     return z ^ (z >> 31)
@@ -43,10 +48,32 @@ def draw(logits: mx.array, samplings: Sequence[Sampling], positions: Sequence[in
     """
     if all(sampling.temperature == 0 for sampling in samplings):
         return mx.argmax(logits, axis=-1)
+    scores = processed(logits, samplings)
+    keys = [noise_key(s.seed, position) for s, position in zip(samplings, positions, strict=True)]
+    noise = gumbel(keys, logits.shape[-1])
+    if any(s.temperature == 0 for s in samplings):
+        noise = noise * _column([float(s.temperature > 0) for s in samplings])
+    return mx.argmax(scores + noise, axis=-1)
+
+
+def processed(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
+    """The log-weights that tokens are drawn by: temperature and filters on ``logits``, shape ``(n, vocabulary)``, fp32.
+
+    They are not normalised; a token that must not be drawn has ``-inf``. Rows of temperature 0 stay as they are.
+    """
     scale = _column([1 / sampling.temperature if sampling.temperature else 1.0 for sampling in samplings])
-    scores = _filtered(logits.astype(mx.float32) * scale, samplings)
-    scores = scores + _noise(logits.shape[-1], samplings, positions)
-    return mx.argmax(scores, axis=-1)
+    return _filtered(logits.astype(mx.float32) * scale, samplings)
+
+
+def gumbel(keys: Sequence[int], vocabulary: int) -> mx.array:
+    """Standard Gumbel noise, shape ``(n, vocabulary)``, a row for each of ``n`` keys of 64 bits."""
+    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(as_keys(keys))
+    return noise
+
+
+def as_keys(keys: Sequence[int]) -> mx.array:
+    """Keys of 64 bits as mlx takes them: shape ``(n, 2)``."""
+    return mx.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=mx.uint32)
 
 
 def _column(values: list[float]) -> mx.array:
@@ -77,16 +104,6 @@ def _filtered(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:
     return logits
 
 
-def _noise(vocabulary: int, samplings: Sequence[Sampling], positions: Sequence[int]) -> mx.array:
-    """Standard Gumbel noise, shape ``(n, vocabulary)``; none for greedy rows."""
-    keys = [noise_key(s.seed, position) for s, position in zip(samplings, positions, strict=True)]
-    halves = mx.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=mx.uint32)
-    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(halves)
-    if any(s.temperature == 0 for s in samplings):
-        noise = noise * _column([float(s.temperature > 0) for s in samplings])
-    return noise
-
-
 class TokenChooser:
     """Chooses the tokens of one request.
 
@@ -115,6 +132,10 @@ class TokenChooser:
         """
         rows = logits.shape[0]
         return draw(self.adjusted(logits, history), [self.sampling] * rows, range(position, position + rows))
+
+    def log_weights(self, logits: mx.array, history: mx.array | None = None) -> mx.array:
+        """What :meth:`choose` draws by, with the same arguments: see :func:`processed`."""
+        return processed(self.adjusted(logits, history), [self.sampling] * logits.shape[0])
 
     def adjusted(self, logits: mx.array, history: mx.array | None = None) -> mx.array:
         """``logits`` with penalties and biases, for :func:`draw`."""

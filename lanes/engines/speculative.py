@@ -1,13 +1,17 @@
-"""The interactive lane's engine: single-stream decoding with a draft model, in bounded steps.
+"""The interactive lane's engine: single-stream decoding with speculation, in bounded steps.
 
 A sequence goes through *prefill* (chunks of its prompt through the target), gives its first token from the target
-alone, lets the draft *catch up* with the prompt, and then decodes in *rounds*: the draft proposes ``k`` tokens, the
-target scores them all in one pass, and the longest prefix that equals the target's own choices is taken together with
-the target's next token. The choices are the ones that plain decoding would make (see :mod:`lanes.engines.sampling`), so
-speculation changes the speed and nothing else, up to the last bits of the device's arithmetic.
+alone, lets the draft *catch up* with the prompt, and then decodes in *rounds*: a draft model, or the text itself
+(:mod:`lanes.engines.prompt_lookup`), proposes ``k`` tokens, the target scores them all in one pass, and those that hold
+are taken together with the token that follows them.
 
-Method: Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding", ICML 2023; at a
-temperature, draft and target share their Gumbel noise instead of rejecting and resampling.
+What holds, so that speculation changes the speed and nothing else, up to the last bits of the device's arithmetic:
+
+- a greedy request, and one whose client named a seed: what equals the target's own choices, which are those of plain
+  decoding (:mod:`lanes.engines.sampling`). The text is the same however much was drafted, and by whom;
+- of any other, what a draft model proposes, by rejection sampling (:mod:`lanes.engines.rejection`): the text's
+  distribution is that of plain decoding. Of a token that was looked up there is nothing to gain: it is accepted with
+  the target's probability of it either way.
 """
 
 from __future__ import annotations
@@ -22,15 +26,21 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 from lanes.engines.base import Emission, Handover, SequenceSpec, until_eos
-from lanes.engines.draft_length import DraftLength, RoundCosts
+from lanes.engines.draft_length import Stopping
+from lanes.engines.prompt_lookup import PromptLookup
+from lanes.engines.proposing import PLAIN, PairCosts, Plan, Proposing
+from lanes.engines.rejection import propose, verify
 from lanes.engines.sampling import TokenChooser
-from lanes.wire import FinishReason, Sampling, SpecCounters
+from lanes.wire import FinishReason, Proposer, Sampling, SpecCounters
 
 log = logging.getLogger(__name__)
 
 PREFILL_CHUNK_TOKENS = 256
 LAST_CHUNK_TOKENS = 128
 """The last chunk is computed with logits for all its rows: a tenth more work, and for a short prompt one pass less."""
+
+INDEX_TOKENS = 512
+"""Tokens of a text that are indexed for lookup at a time: a millisecond or two, mostly while the device is busy."""
 
 CALIBRATION_ROUNDS = 2
 _GREEDY = Sampling(temperature=0.0)
@@ -41,18 +51,27 @@ class SpeculativeEngine:
 
     Args:
         target: an mlx-lm model; shared with other engines, never changed.
-        draft: an mlx-lm model of the same tokenizer, or None for plain decoding.
+        draft: an mlx-lm model of the same tokenizer, or None.
         eos: token ids that end an answer.
         max_draft_tokens: upper bound of a round, whatever a request asks for.
+        prompt_lookup: let the text itself propose, too; the target's cache must be trimmable.
     """
 
     runs_ahead = False
 
-    def __init__(self, target: Any, draft: Any | None, eos: frozenset[int], max_draft_tokens: int) -> None:
+    def __init__(
+        self,
+        target: Any,
+        draft: Any | None,
+        eos: frozenset[int],
+        max_draft_tokens: int,
+        *,
+        prompt_lookup: bool = False,
+    ) -> None:
         self._target = target
         self._draft = draft
         self._eos = eos
-        self._costs = RoundCosts(max_draft_tokens if draft is not None else 0)
+        self._costs = PairCosts(max_draft_tokens, draft_model=draft is not None, prompt_lookup=prompt_lookup)
         self._runs: dict[str, _Run] = {}
         self._turns: deque[str] = deque()
         self._under_way: tuple[_Run, _Settle] | None = None
@@ -119,46 +138,46 @@ class SpeculativeEngine:
         self._under_way = None
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
-        """Measure what a round of each length costs on this device; compiles every shape on the way.
+        """Measure what a round of each kind costs on this device; compiles every shape on the way.
 
         Runs greedy rounds on ``prompt`` (at least one token) and forgets them.
         """
-        for draft_tokens in self.draft_lengths():
-            self.calibrate_length(prompt, draft_tokens)
+        for plan in self.kinds_of_round():
+            self.calibrate_round(prompt, plan)
 
-    def draft_lengths(self) -> range:
-        """How many tokens a round may draft."""
-        return range(self._costs.max_draft_tokens + 1)
+    def kinds_of_round(self) -> list[Plan]:
+        """What a round may be: plain, and each length of each proposer."""
+        lengths = {proposer: self._costs.of(proposer).max_draft_tokens for proposer in self._costs.proposers}
+        return [PLAIN] + [Plan(proposer, k + 1) for proposer, longest in lengths.items() for k in range(longest)]
 
-    def calibrate_length(self, prompt: tuple[int, ...], draft_tokens: int) -> None:
-        """:meth:`calibrate` for rounds of one length."""
-        longest = self._costs.max_draft_tokens + 2
-        spec = SequenceSpec("calibration", prompt, longest * (CALIBRATION_ROUNDS + 2), _GREEDY, draft_tokens)
-        run = _Run(spec, self._target, self._draft, RoundCosts(0))
+    def calibrate_round(self, prompt: tuple[int, ...], plan: Plan) -> None:
+        """:meth:`calibrate` for rounds of one kind."""
+        rounds = CALIBRATION_ROUNDS + 2
+        spec = SequenceSpec("calibration", prompt, rounds * (plan.draft_tokens + 1) + 1, _GREEDY, plan.draft_tokens)
+        run = _Run(spec, self._target, self._draft, self._costs)
         while not run.prefilled:
             run.prefill()
         run.first_token()
-        run.round(0)
-        run.round(draft_tokens)
+        run.round(PLAIN)
+        run.round(plan)
         for _ in range(CALIBRATION_ROUNDS):
             started_s = time.perf_counter()
-            run.round(draft_tokens)
-            self._costs.observe(draft_tokens, time.perf_counter() - started_s)
+            run.round(plan)
+            self._costs.observe(plan.proposer, plan.draft_tokens, time.perf_counter() - started_s)
 
     def _start(self, run: _Run) -> _Settle:
         """Dispatch the next piece of ``run``; what is returned waits for it, and says what it brought."""
         if not run.prefilled:
             return self._start_prefill(run)
-        caught_up = run.speculates and run.catch_up()
-        draft_tokens = run.length.choose(run.room) if caught_up else 0
-        round_ = run.draft(draft_tokens)
+        plan, usual = run.plan()
+        round_ = run.draft(plan)
 
         def settle(since_s: float) -> Emission:
             chosen, accepted = run.verify(round_)
-            if caught_up or not run.speculates:
-                self._costs.observe(draft_tokens, time.perf_counter() - since_s)
-                run.length.observe(draft_tokens, accepted)
-            return self._emit(run, chosen, draft_tokens, accepted)
+            if usual:
+                self._costs.observe(plan.proposer, round_.draft_tokens, time.perf_counter() - since_s)
+                run.learn(round_, accepted)
+            return self._emit(run, chosen, round_, accepted)
 
         return settle
 
@@ -168,7 +187,7 @@ class SpeculativeEngine:
         def settle(_: float) -> Emission | None:
             mx.eval(arrays)
             self.computed_tokens += tokens
-            return self._emit(run, [run.first_token()], 0, 0) if run.prefilled else None
+            return self._emit(run, [run.first_token()], None, 0) if run.prefilled else None
 
         return settle
 
@@ -178,7 +197,7 @@ class SpeculativeEngine:
         self.cancel(request_id)
         return Emission(request_id, error=f"{type(exc).__name__}: {exc}")
 
-    def _emit(self, run: _Run, chosen: list[int], drafted: int, accepted: int) -> Emission:
+    def _emit(self, run: _Run, chosen: list[int], round_: _Round | None, accepted: int) -> Emission:
         """End the sequence where it must end, and account for every drafted token."""
         kept = until_eos(chosen, self._eos)
         token_ids = tuple(chosen[:kept])
@@ -192,16 +211,7 @@ class SpeculativeEngine:
             finish = "length"
         counters = None
         if run.speculates:
-            delivered = min(accepted, kept)
-            cut_short = kept < len(chosen)
-            lost = drafted - delivered
-            counters = SpecCounters(
-                rounds=int(drafted > 0),
-                proposed=drafted,
-                accepted=delivered,
-                rejected=0 if cut_short else lost,
-                ignored=lost if cut_short else 0,
-            )
+            counters = round_.counters(min(accepted, kept), cut_short=kept < len(chosen)) if round_ else SpecCounters()
         return Emission(run.spec.request_id, token_ids, min(accepted, kept), counters, finish)
 
 
@@ -210,29 +220,60 @@ _Settle = Callable[[float], Emission | None]
 
 
 class _Round(NamedTuple):
-    """A round that was dispatched: what the draft proposes, and what the target chooses at each place."""
+    """A round that was dispatched.
 
+    ``outcome`` are integers: where the target's own choices decide, the choice at each place; by rejection sampling,
+    how many of ``proposed`` hold and the token that follows. ``probabilities`` are what the draft gave its tokens.
+    """
+
+    proposer: Proposer
     position: int
     proposed: list[mx.array]
-    chosen: mx.array
+    outcome: mx.array
+    by_rejection: bool
+    probabilities: list[mx.array]
+
+    @property
+    def draft_tokens(self) -> int:
+        """Tokens proposed."""
+        return len(self.proposed)
+
+    def counters(self, accepted: int, *, cut_short: bool) -> SpecCounters:
+        """What the round adds if ``accepted`` of its tokens are taken. ``cut_short``: the answer ended there."""
+        compared = accepted if cut_short else self.draft_tokens
+        return SpecCounters.of_round(self.proposer, self.draft_tokens, accepted, compared)
+
+
+class _Drafted(NamedTuple):
+    """Tokens of the draft model, each of shape ``(1,)``, and what they were drawn by: none where noise is shared."""
+
+    tokens: list[mx.array]
+    log_weights: list[mx.array]
+    probabilities: list[mx.array]
 
 
 class _Run:
     """One sequence. Between rounds the target's cache holds all tokens but the last, the draft's a prefix of them."""
 
-    def __init__(self, spec: SequenceSpec, target: Any, draft: Any | None, costs: RoundCosts) -> None:
+    def __init__(self, spec: SequenceSpec, target: Any, draft: Any | None, costs: PairCosts) -> None:
         self.spec = spec
         self.emitted = len(spec.emitted)
         self.begun = False
-        self.speculates = draft is not None and spec.num_draft_tokens > 0
-        self.length = DraftLength(costs)
+        proposers = costs.proposers if spec.num_draft_tokens > 0 else []
+        self.speculates = bool(proposers)
+        self._drafts = "draft_model" in proposers
+        self._lookup = PromptLookup() if "prompt_lookup" in proposers else None
+        greedy = spec.sampling.temperature == 0
+        self._proposing = Proposing(costs, self._lookup, drafts=self._drafts, greedy=greedy)
+        self._by_rejection = not (greedy or spec.sampling.seeded)
+        self._rounds = 0
         self._tokens = list(spec.token_ids)
         self._chooser = TokenChooser(spec.sampling, len(spec.prompt))
         self._target = target
         self._target_cache = make_prompt_cache(target)
         self._target_tokens = 0
         self._draft: Any = draft
-        self._draft_cache = make_prompt_cache(draft) if self.speculates else []
+        self._draft_cache = make_prompt_cache(draft) if self._drafts else []
         self._draft_tokens = 0
         self._first: mx.array | None = None
 
@@ -263,6 +304,7 @@ class _Run:
             self._first = self._chooser.choose(logits[0, -1:], len(self._tokens), self._history())
             under_way = [self._first]
         mx.async_eval(under_way)  # type: ignore[no-untyped-call]
+        self._read()
         return size, under_way
 
     def first_token(self) -> int:
@@ -274,7 +316,31 @@ class _Run:
         self._tokens.append(token)
         return token
 
-    def catch_up(self) -> bool:
+    def plan(self) -> tuple[Plan, bool]:
+        """What the next round is to be; and whether it is one to learn from: it does nothing else beside."""
+        if not self.speculates:
+            return PLAIN, True
+        drafts = self._drafts and self._catch_up()
+        if not self._read():
+            return PLAIN, drafts
+        return self._proposing.choose(self.room, drafts=drafts), drafts or not self._drafts
+
+    def learn(self, round_: _Round, accepted: int) -> None:
+        """What the request's next rounds should know of one that is over."""
+        probabilities = [_float(probability) for probability in round_.probabilities]
+        self._proposing.observe(round_.proposer, round_.draft_tokens, accepted, probabilities)
+
+    def _read(self) -> bool:
+        """Index more of the text for lookup; True if it is all indexed, or not to be."""
+        if self._lookup is None:
+            return True
+        start, prompt_tokens = len(self._lookup), len(self.spec.prompt)
+        end = min(start + INDEX_TOKENS, len(self._tokens))
+        self._lookup.extend(self._tokens[start : min(end, prompt_tokens)], answer=False)
+        self._lookup.extend(self._tokens[max(start, prompt_tokens) : end], answer=True)
+        return end == len(self._tokens)
+
+    def _catch_up(self) -> bool:
         """Bring the draft's cache within one chunk of the text; True if a round may draft now."""
         behind = len(self._tokens) - self._draft_tokens
         if behind <= LAST_CHUNK_TOKENS:
@@ -286,64 +352,115 @@ class _Run:
         self._draft_tokens += size
         return len(self._tokens) - self._draft_tokens <= LAST_CHUNK_TOKENS
 
-    def round(self, draft_tokens: int) -> tuple[list[int], int]:
+    def round(self, plan: Plan) -> tuple[list[int], int]:
         """One round, from its start to its end; see :meth:`verify`."""
-        return self.verify(self.draft(draft_tokens))
+        return self.verify(self.draft(plan))
 
-    def draft(self, draft_tokens: int) -> _Round:
-        """Dispatch a round: ``draft_tokens`` of the draft, and the target's look at them."""
+    def draft(self, plan: Plan) -> _Round:
+        """Dispatch a round: what is proposed, and the target's look at it."""
         position = len(self._tokens)
-        drafted = self._propose(draft_tokens)
-        inputs = mx.concatenate([mx.array(self._tokens[-1:]), *drafted])
+        looked_up = plan.proposer == "prompt_lookup"
+        by_rejection = self._by_rejection and not looked_up and plan.draft_tokens > 0
+        if looked_up:
+            drafted = _Drafted(
+                [mx.array([token], dtype=mx.uint32) for token in self._copied(plan.draft_tokens)], [], []
+            )
+        else:
+            drafted = self._propose(plan, by_rejection=by_rejection)
+        inputs = mx.concatenate([mx.array(self._tokens[-1:], dtype=mx.uint32), *drafted.tokens])
         logits = self._target(inputs[None], cache=self._target_cache)[0]
-        chosen = self._choose_all(logits, position, drafted)
-        mx.async_eval(chosen)  # type: ignore[no-untyped-call]
-        return _Round(position, drafted, chosen)
+        if by_rejection:
+            weights = self._each(self._chooser.log_weights, logits, drafted.tokens)
+            outcome = verify(weights, drafted.log_weights, inputs[1:], self._chooser.sampling.seed, position)
+        else:
+            outcome = self._choose_all(logits, position, drafted.tokens)
+        mx.async_eval(outcome)  # type: ignore[no-untyped-call]
+        self._rounds += 1
+        return _Round(plan.proposer, position, drafted.tokens, outcome, by_rejection, drafted.probabilities)
 
     def verify(self, round_: _Round) -> tuple[list[int], int]:
         """Wait for a round, and take what holds. Returns the new tokens and how many of them were drafted."""
-        position, drafted, chosen = round_
-        draft_tokens = len(drafted)
-        choices, proposals = _ints(chosen), [token for one in drafted for token in _ints(one)]
-        accepted = 0
-        while accepted < draft_tokens and choices[accepted] == proposals[accepted]:
-            accepted += 1
-        taken = choices[: accepted + 1]
+        draft_tokens = round_.draft_tokens
+        outcome, proposals = _ints(round_.outcome), [token for one in round_.proposed for token in _ints(one)]
+        if round_.by_rejection:
+            accepted, follows = outcome
+        else:
+            accepted = 0
+            while accepted < draft_tokens and outcome[accepted] == proposals[accepted]:
+                accepted += 1
+            follows = outcome[accepted]
+        taken = [*proposals[:accepted], follows]
         self._tokens += taken
         if accepted < draft_tokens:
             trim_prompt_cache(self._target_cache, draft_tokens - accepted)
-        if draft_tokens:  # the draft has seen its own proposals but the last
-            self._draft_tokens = position + min(accepted, draft_tokens - 1)
+        if draft_tokens and round_.proposer == "draft_model":  # it has seen its own proposals but the last
+            self._draft_tokens = round_.position + min(accepted, draft_tokens - 1)
             trim_prompt_cache(self._draft_cache, max(draft_tokens - 1 - accepted, 0))
         return taken, accepted
 
-    def _propose(self, draft_tokens: int) -> list[mx.array]:
-        """``draft_tokens`` arrays of shape ``(1,)``, not yet evaluated."""
-        drafted: list[mx.array] = []
+    def _copied(self, limit: int) -> list[int]:
+        """``limit`` tokens by lookup; to calibrate, any."""
+        proposed = self._lookup.propose(limit) if self._lookup is not None else []
+        return proposed or self._tokens[:1] * limit
+
+    def _propose(self, plan: Plan, *, by_rejection: bool) -> _Drafted:
+        """Draft tokens, not yet evaluated: as many as planned, or fewer if the draft is unsure."""
+        drafted = _Drafted([], [], [])
         inputs = mx.array(self._tokens[self._draft_tokens :])
-        for ahead in range(draft_tokens):
+        for ahead in range(plan.draft_tokens):
+            if plan.stopping is not None and not _go_on(plan.stopping, drafted.probabilities, ahead):
+                break
             logits = self._draft(inputs[None], cache=self._draft_cache)[0, -1:]
-            token = self._chooser.choose(logits, len(self._tokens) + ahead, self._history(drafted))
+            position, history = len(self._tokens) + ahead, self._history(drafted.tokens)
+            if by_rejection:
+                weights = self._chooser.log_weights(logits, history)
+                token = propose(weights, self._chooser.sampling.seed, position, self._rounds)
+                drafted.log_weights.append(weights)
+            else:
+                weights, token = logits, self._chooser.choose(logits, position, history)
+            drafted.tokens.append(token)
+            if plan.stopping is not None:
+                drafted.probabilities.append(_probability(weights, token))
             # The device drafts while the next step's graph is built.
-            mx.async_eval(token)  # type: ignore[no-untyped-call]
-            drafted.append(token)
+            mx.async_eval(token, *drafted.probabilities[-1:])  # type: ignore[no-untyped-call]
             inputs = token
         return drafted
 
     def _choose_all(self, logits: mx.array, position: int, drafted: list[mx.array]) -> mx.array:
         if not self._chooser.needs_history:
             return self._chooser.choose(logits, position)
-        return mx.concatenate(
-            [
-                self._chooser.choose(logits[row : row + 1], position + row, self._history(drafted[:row]))
-                for row in range(len(drafted) + 1)
-            ]
-        )
+        positions = iter(range(position, position + len(drafted) + 1))
+        return self._each(lambda row, history: self._chooser.choose(row, next(positions), history), logits, drafted)
+
+    def _each(
+        self, function: Callable[[mx.array, mx.array | None], mx.array], logits: mx.array, drafted: list[mx.array]
+    ) -> mx.array:
+        """``function`` of all rows at once, or, where each has a history of its own, of one after the other."""
+        if not self._chooser.needs_history:
+            return function(logits, None)
+        rows = [function(logits[row : row + 1], self._history(drafted[:row])) for row in range(len(drafted) + 1)]
+        return mx.concatenate(rows)
 
     def _history(self, drafted: list[mx.array] | None = None) -> mx.array | None:
         if not self._chooser.needs_history:
             return None
         return mx.concatenate([mx.array(self._tokens, dtype=mx.uint32), *(drafted or ())])
+
+
+def _go_on(stopping: Stopping, probabilities: list[mx.array], ahead: int) -> bool:
+    """Whether to draft a token behind ``ahead`` others. The last is not waited for: the device is busy with it."""
+    if ahead >= 2:
+        stopping.drafted(_float(probabilities[ahead - 2]))
+    return ahead == 0 or stopping.worth(1)
+
+
+def _probability(log_weights: mx.array, token: mx.array) -> mx.array:
+    """Of ``token`` by unnormalised ``log_weights`` of shape ``(1, vocabulary)``; a scalar."""
+    return mx.exp(log_weights[0, token[0]] - mx.logsumexp(log_weights[0]))
+
+
+def _float(scalar: mx.array) -> float:
+    return cast(float, scalar.item())
 
 
 def _ints(tokens: mx.array) -> list[int]:

@@ -90,12 +90,5 @@ class Answer:
         counters = emission.counters
         if counters is None:
             return
-        lost = max(emission.accepted - kept, 0)
-        delivered = wire.SpecCounters(
-            counters.rounds,
-            counters.proposed,
-            counters.accepted - lost,
-            counters.rejected,
-            counters.ignored + lost,
-        )
+        delivered = counters.undelivered(max(emission.accepted - kept, 0))
         self._counters = delivered if self._counters is None else self._counters + delivered

@@ -113,13 +113,20 @@ def _pair(
     started_s = time.monotonic()
     pair = yield from models.loading(examined)
     obstacles = [path.problem for path in speculation_paths(pair.target) if path.lane == "interactive"]
-    usable = examined.same_vocabulary and models.trimmable(pair.target) and not any(obstacles)
-    draft = pair.draft if usable and pair.draft is not None and models.trimmable(pair.draft) else None
-    interactive = SpeculativeEngine(pair.target, draft, pair.eos, lanes["interactive"].max_draft_tokens)
+    rounds = models.trimmable(pair.target) and not any(obstacles)
+    usable = rounds and examined.same_vocabulary and pair.draft is not None and models.trimmable(pair.draft)
+    settings = lanes["interactive"]
+    interactive = SpeculativeEngine(
+        pair.target,
+        pair.draft if usable else None,
+        pair.eos,
+        settings.max_draft_tokens,
+        prompt_lookup=rounds and settings.prompt_lookup,
+    )
     prompt = tuple(models.probe_prompt(pair.tokenizer))
-    for draft_tokens in interactive.draft_lengths():
+    for plan in interactive.kinds_of_round():
         yield wire.ModelProgress(pair.info.name, "calibrating")
-        interactive.calibrate_length(prompt, draft_tokens)
+        interactive.calibrate_round(prompt, plan)
     batches = lanes["throughput"]
     throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s)
     yield wire.ModelProgress(pair.info.name, "calibrating")

@@ -23,7 +23,7 @@ def tokens(text):
 
 
 def counted(proposed, accepted, rejected):
-    return wire.SpecCounters(1, proposed, accepted, rejected, proposed - accepted - rejected)
+    return wire.SpecCounters.of_round("draft_model", proposed, accepted, accepted + rejected)
 
 
 def test_deltas_follow_each_other_without_gap_and_the_end_says_how_many_there_were():
@@ -68,7 +68,7 @@ def test_an_error_is_the_last_event():
 def test_accepted_tokens_behind_a_stop_string_count_as_ignored():
     made = answer("b")
     events = made.take(Emission("a", tokens("abcd"), accepted=3, counters=counted(5, 3, 1)))
-    assert events[-1].speculative == wire.SpecCounters(1, 5, 2, 1, 2)
+    assert events[-1].speculative == wire.SpecCounters(1, 5, 2, 1, 2, accepted_at=(1, 1), compared_at=(1, 1, 0, 1))
     assert events[-1].completion_tokens == 2
 
 
@@ -98,6 +98,8 @@ def test_every_drafted_token_is_accounted_for_wherever_a_stop_string_ends_the_an
     end = events[-1] if made.ended else made.take(Emission("a", finish="cancelled"))[-1]
     counters = end.speculative
     assert counters.accepted + counters.rejected + counters.ignored == counters.proposed
+    assert sum(counters.accepted_at) == counters.accepted
+    assert sum(counters.compared_at) == counters.accepted + counters.rejected
     assert counters.accepted <= end.completion_tokens
 
 
@@ -138,7 +140,11 @@ def test_an_answer_that_goes_on_elsewhere_has_the_text_that_it_would_have_had_wh
 def test_counters_go_on_where_they_were():
     made = answer(emitted=wire.Emitted(tokens("ab"), 2, wire.SpecCounters(2, 5, 3, 1, 1)))
     events = made.take(Emission("a", tokens("cd"), accepted=1, counters=counted(3, 1, 2), finish="length"))
-    assert events[0].speculative == events[1].speculative == wire.SpecCounters(3, 8, 4, 3, 1)
+    assert (
+        events[0].speculative
+        == events[1].speculative
+        == wire.SpecCounters(3, 8, 4, 3, 1, accepted_at=(1,), compared_at=(1, 1, 1))
+    )
     assert (events[0].index, events[1].completion_tokens) == (2, 4)
 
 
