@@ -129,6 +129,7 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
     lookup_rounds: int = 0
     lookup_proposed: int = 0
     lookup_accepted: int = 0
+    lookup_rejected: int = 0
     accepted_at: tuple[int, ...] = ()
     compared_at: tuple[int, ...] = ()
 
@@ -147,6 +148,7 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
             lookup_rounds=int(looked_up),
             lookup_proposed=proposed if looked_up else 0,
             lookup_accepted=accepted if looked_up else 0,
+            lookup_rejected=compared - accepted if looked_up else 0,
             accepted_at=(1,) * accepted,
             compared_at=(1,) * compared,
         )
@@ -175,6 +177,16 @@ class SpecCounters(msgspec.Struct, frozen=True, omit_defaults=True):
         """Accepted share of the compared tokens; None when none was compared."""
         compared = self.accepted + self.rejected
         return self.accepted / compared if compared else None
+
+    @property
+    def draft_accepted(self) -> int:
+        """Those of ``accepted`` that the draft model proposed."""
+        return self.accepted - self.lookup_accepted
+
+    @property
+    def draft_rejected(self) -> int:
+        """Those of ``rejected`` that the draft model proposed."""
+        return self.rejected - self.lookup_rejected
 
     @property
     def mean_accepted(self) -> float | None:

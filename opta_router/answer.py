@@ -192,18 +192,8 @@ class Answer:
                 reason=decision.reason,
                 telemetry="unavailable" if decision.active else None,
             )
-        ratio = counters.acceptance_ratio
-        return SpeculativeReport(
-            requested=decision.requested,
-            active=decision.active,
-            reason=decision.reason,
-            telemetry="native",
-            rounds=counters.rounds,
-            proposed=counters.proposed,
-            accepted=counters.accepted,
-            rejected=counters.rejected,
-            ignored=counters.ignored,
-            acceptance_ratio=None if ratio is None else round(ratio, 4),
+        return SpeculativeReport.of(
+            counters, requested=decision.requested, active=decision.active, reason=decision.reason
         )
 
 

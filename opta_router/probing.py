@@ -14,7 +14,7 @@ from opta_router.capability import capability
 from opta_router.serving import host_settings
 from policies.errors import SpeculationUnsupported
 from policies.schema import Config, ModelConfig
-from policies.speculation import judge_pair, spec_policy
+from policies.speculation import ACTIVE, judge_pair, spec_policy
 
 PROBE_TIMEOUT_S = 600.0
 
@@ -110,7 +110,7 @@ def _lanes(config: Config, model: ModelConfig, facts: wire.PairFacts) -> tuple[L
             works=path.lane == "throughput" or detail is None,
             path=path.path,
             obstacle=path.problem,
-            speculates=path.lane == "interactive" and reason in {"approved", "required"},
+            speculates=path.lane == "interactive" and reason in ACTIVE,
             speculation=reason if path.lane == "interactive" else "lane",
             detail=detail if path.lane == "interactive" else None,
         )

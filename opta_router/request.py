@@ -37,7 +37,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] | None = None
 
     def resolved(self, preset: SamplingPreset | None) -> wire.Sampling:
-        """Ready for a host: the client's values, else the preset's, else the wire's defaults, and always a seed."""
+        """Ready for a host: the client's values, else the preset's, else the wire's defaults, and always a seed.
+
+        One that nobody named is drawn here, so that an answer that must be begun anew has nothing to do with the first.
+        """
         chosen: dict[str, Any] = {}
         for name in self.__struct_fields__:
             value = getattr(self, name)
@@ -46,6 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None:
                 chosen[name] = value
         seed = chosen.get("seed")
+        chosen["seeded"] = seed is not None
         chosen["seed"] = secrets.randbits(SEED_BITS) if seed is None else seed % 2**SEED_BITS
         return wire.Sampling(**chosen)
 
@@ -129,8 +133,21 @@ def with_system(prompt: wire.Prompt, system: str | None) -> wire.Prompt:
     return wire.ChatPrompt((wire.ChatMessage("system", system), *prompt.messages))
 
 
+class ProposerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One proposer's part, in draft tokens."""
+
+    rounds: int
+    proposed: int
+    accepted: int
+
+
 class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What speculation did for one answer. Counts are in draft tokens, and absent when it was not active."""
+    """What speculation did for one answer. Counts are in draft tokens, and absent when it was not active.
+
+    ``proposer`` names who proposed at least once, ``draft_model``, ``prompt_lookup`` or both with a ``+``, and
+    ``proposers`` has the part of each. ``mean_accepted_tokens`` is of a round; ``acceptance_by_position`` is the
+    accepted share of what was compared as the first, second, … token of a round.
+    """
 
     requested: bool
     active: bool
@@ -142,6 +159,48 @@ class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     rejected: int | None = None
     ignored: int | None = None
     acceptance_ratio: float | None = None
+    mean_accepted_tokens: float | None = None
+    acceptance_by_position: tuple[float, ...] | None = None
+    proposer: str | None = None
+    proposers: Mapping[wire.Proposer, ProposerReport] | None = None
+
+    @classmethod
+    def of(cls, counters: wire.SpecCounters, *, requested: bool, active: bool, reason: str) -> SpeculativeReport:
+        """The report of an answer whose engine counted."""
+        proposers = _proposers(counters)
+        return cls(
+            requested=requested,
+            active=active,
+            reason=reason,
+            telemetry="native",
+            rounds=counters.rounds,
+            proposed=counters.proposed,
+            accepted=counters.accepted,
+            rejected=counters.rejected,
+            ignored=counters.ignored,
+            acceptance_ratio=_rounded(counters.acceptance_ratio),
+            mean_accepted_tokens=_rounded(counters.mean_accepted),
+            acceptance_by_position=tuple(round(ratio, 4) for ratio in counters.acceptance_by_position) or None,
+            proposer="+".join(proposers) or None,
+            proposers=proposers or None,
+        )
+
+
+def _proposers(counters: wire.SpecCounters) -> dict[wire.Proposer, ProposerReport]:
+    looked_up = ProposerReport(
+        rounds=counters.lookup_rounds, proposed=counters.lookup_proposed, accepted=counters.lookup_accepted
+    )
+    drafted = ProposerReport(
+        rounds=counters.rounds - counters.lookup_rounds,
+        proposed=counters.proposed - counters.lookup_proposed,
+        accepted=counters.draft_accepted,
+    )
+    parts: dict[wire.Proposer, ProposerReport] = {"draft_model": drafted, "prompt_lookup": looked_up}
+    return {proposer: part for proposer, part in parts.items() if part.rounds}
+
+
+def _rounded(ratio: float | None) -> float | None:
+    return None if ratio is None else round(ratio, 4)
 
 
 class Demotion(msgspec.Struct, frozen=True):

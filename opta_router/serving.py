@@ -48,7 +48,12 @@ def lane_specs(config: Config) -> Mapping[Lane, LaneSpec]:
     """The lanes as the host knows them. Whether a request speculates is for the dispatcher to say, not for the lane."""
     interactive, throughput = config.lanes.interactive, config.lanes.throughput
     return {
-        "interactive": LaneSpec(interactive.weight, interactive.max_active, interactive.speculation.max_draft_tokens),
+        "interactive": LaneSpec(
+            interactive.weight,
+            interactive.max_active,
+            interactive.speculation.max_draft_tokens,
+            prompt_lookup=interactive.speculation.prompt_lookup,
+        ),
         "throughput": LaneSpec(throughput.weight, throughput.max_active, max_step_s=throughput.max_step_ms / 1000),
     }
 

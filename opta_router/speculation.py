@@ -99,7 +99,7 @@ class Speculation:
         def over(counters: wire.SpecCounters) -> None:
             pair.counters += counters
             if granted is not None:
-                pair.gate.end(granted, counters.accepted, counters.rejected, self._now_s())
+                pair.gate.end(granted, counters.draft_accepted, counters.draft_rejected, self._now_s())
 
         return Attempt(decision, over)
 

@@ -20,6 +20,7 @@ FIXED: Final[tuple[KeyPath, ...]] = (
     ("server",),
     ("models",),
     ("lanes", "interactive", "speculation", "max_draft_tokens"),
+    ("lanes", "interactive", "speculation", "prompt_lookup"),
     ("lanes", "throughput", "max_active"),
     ("memory",),
     ("telemetry",),

@@ -84,6 +84,10 @@ class LaneSpeculation(_Section, frozen=True, kw_only=True):
 
     mode: SpeculationMode = "auto"
     max_draft_tokens: DraftLength = 8
+    prompt_lookup: Annotated[
+        bool,
+        Meta(description="let prompt and answer propose what followed the same tokens before, with a draft or without"),
+    ] = True
 
 
 class LaneConfig(_Section, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """Whether a request speculates, and why not where not. Pure.
 
 Three things must agree: the operator (mode, approvals, deny-list), the pair (what it technically can), and the
-request. Lists are read in this order, first match wins: the configuration's ``denied`` and ``approved``, then those of
+request. Without a draft the text itself may propose (prompt lookup): that needs no approval, but a target that can
+verify and is not denied. Lists are read in this order, first match wins: the configuration's ``denied`` and ``approved``, then those of
 ``speculation.yaml``. An approval never makes a pair that cannot speculate do so.
 """
 
@@ -25,6 +26,7 @@ class SpecReason(StrEnum):
     """Why a request does or does not speculate. The values are public: answers, spans and dashboards carry them."""
 
     APPROVED = "approved"
+    PROMPT_LOOKUP = "prompt_lookup"  # there is no draft, but what the text itself proposes can be verified
     REQUIRED = "required"  # not approved, but lanes.interactive.speculation.mode is require
     DENIED = "denied"
     NOT_APPROVED = "not_approved"
@@ -39,7 +41,9 @@ class SpecReason(StrEnum):
     OFF = "off"
 
 
-_ACTIVE = frozenset({SpecReason.APPROVED, SpecReason.REQUIRED})
+ACTIVE = frozenset({SpecReason.APPROVED, SpecReason.REQUIRED, SpecReason.PROMPT_LOOKUP})
+"""The reasons of those that speculate."""
+
 _REMEDIES: dict[SpecReason, str] = {
     SpecReason.NO_DRAFT: "set the model's draft",
     SpecReason.DENIED: "use another draft, or approve the pair under speculation.approved with your evidence",
@@ -96,6 +100,7 @@ class SpecPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: SpeculationMode = "auto"
     max_draft_tokens: int = 8
+    prompt_lookup: bool = False
     require_supported: bool = False
     matrices: tuple[SpecMatrix, ...] = ()
 
@@ -125,6 +130,7 @@ def spec_policy(config: Config) -> SpecPolicy:
     return SpecPolicy(
         mode=lane.mode,
         max_draft_tokens=lane.max_draft_tokens,
+        prompt_lookup=lane.prompt_lookup,
         require_supported=config.speculation.require_supported,
         matrices=(own, builtin_matrix()),
     )
@@ -137,14 +143,15 @@ def decide(request: SpecRequest, lane: LaneName, pair: PairCapability, policy: S
     it never sees that here.
     """
     asked = request.num_draft_tokens
-    wanted = lane == "interactive" and policy.mode != "off" and pair.draft is not None
+    proposes = pair.draft is not None or policy.prompt_lookup
+    wanted = lane == "interactive" and policy.mode != "off" and proposes
     requested = asked > 0 if asked is not None else wanted
     if asked == 0:
         return SpecDecision(requested, False, SpecReason.CLIENT_OFF)
     if lane != "interactive":
         return SpecDecision(requested, False, SpecReason.LANE)
     reason = judge_pair(pair, policy)
-    if reason not in _ACTIVE:
+    if reason not in ACTIVE:
         return SpecDecision(requested, False, reason)
     if pair.low_acceptance:
         return SpecDecision(requested, False, SpecReason.LOW_ACCEPTANCE)
@@ -153,7 +160,7 @@ def decide(request: SpecRequest, lane: LaneName, pair: PairCapability, policy: S
 
 
 def judge_pair(pair: PairCapability, policy: SpecPolicy) -> SpecReason:
-    """The verdict on a pair, whatever the request: ``approved`` and ``required`` mean that it speculates.
+    """The verdict on a pair, whatever the request: it speculates if the reason is one of :data:`ACTIVE`.
 
     Raises :class:`SpeculationUnsupported` for a pair that does not, if the mode is ``require`` or
     ``speculation.require_supported`` is set; a model without a draft is refused by ``require`` only.
@@ -161,7 +168,7 @@ def judge_pair(pair: PairCapability, policy: SpecPolicy) -> SpecReason:
     if policy.mode == "off":
         return SpecReason.OFF
     reason, detail = _verdict(pair, policy)
-    if reason in _ACTIVE:
+    if reason in ACTIVE:
         return reason
     if policy.mode == "require":
         key_path = "lanes.interactive.speculation.mode"
@@ -182,9 +189,10 @@ def _lenient(key_path: str) -> str:
 
 def _verdict(pair: PairCapability, policy: SpecPolicy) -> tuple[SpecReason, str]:
     """The reason, and for the deny-list what it says."""
-    if pair.draft is None:
-        return SpecReason.NO_DRAFT, ""
     listed = _listed(pair, policy.matrices)
+    if pair.draft is None:
+        alone = policy.prompt_lookup and not isinstance(listed, DeniedPair) and pair.backend_ok and pair.cache_trimmable
+        return (SpecReason.PROMPT_LOOKUP if alone else SpecReason.NO_DRAFT), ""
     if isinstance(listed, DeniedPair):
         link = f", {listed.link}" if listed.link else ""
         return SpecReason.DENIED, f" ({listed.reason}{link})"

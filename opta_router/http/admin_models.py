@@ -20,7 +20,7 @@ from opta_router.speculation import PairReading
 from policies.acceptance import GateView
 from policies.errors import SpeculationUnsupported
 from policies.schema import ApprovedPair, ModelConfig
-from policies.speculation import SpecReason, approval_of, judge_pair, spec_policy
+from policies.speculation import ACTIVE, SpecReason, approval_of, judge_pair, spec_policy
 
 audit = logging.getLogger("opta_router.audit")
 
@@ -158,7 +158,7 @@ def _speculation(service: Service, model: ModelConfig, facts: wire.PairFacts | N
     reading = service.dispatcher.speculation.reading(model.name)
     active, reason, detail = _verdict(service, model, facts)
     return SpeculationView(
-        requested=policy.mode != "off" and model.draft is not None,
+        requested=policy.mode != "off" and (model.draft is not None or policy.prompt_lookup),
         active=active,
         reason=reason,
         detail=detail,
@@ -176,7 +176,7 @@ def _verdict(
         reason = judge_pair(capability(model, facts), spec_policy(service.config))
     except SpeculationUnsupported as exc:
         return False, exc.reason, str(exc)
-    speculates = reason in {SpecReason.APPROVED, SpecReason.REQUIRED}
+    speculates = reason in ACTIVE
     if speculates and facts is None:
         return None, None, None
     if speculates and service.dispatcher.speculation.low_acceptance(model.name):

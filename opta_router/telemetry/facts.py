@@ -127,6 +127,8 @@ def of_speculation(report: SpeculativeReport) -> Attributes:
             names.SPEC_REJECTED_TOKENS: report.rejected,
             names.SPEC_IGNORED_TOKENS: report.ignored,
             names.SPEC_ACCEPTANCE_RATIO: _float(report.acceptance_ratio),
+            names.SPEC_PROPOSER: report.proposer,
+            names.SPEC_MEAN_ACCEPTED_TOKENS: _float(report.mean_accepted_tokens),
         }
     )
 

@@ -95,6 +95,8 @@ SPEC_ACCEPTED_TOKENS: Final = "opta.spec.draft.accepted_tokens"
 SPEC_REJECTED_TOKENS: Final = "opta.spec.draft.rejected_tokens"
 SPEC_IGNORED_TOKENS: Final = "opta.spec.draft.ignored_tokens"
 SPEC_ACCEPTANCE_RATIO: Final = "opta.spec.acceptance_ratio"
+SPEC_PROPOSER: Final = "opta.spec.proposer"
+SPEC_MEAN_ACCEPTED_TOKENS: Final = "opta.spec.mean_accepted_tokens"
 
 # metrics, and those of their attributes that no convention names
 

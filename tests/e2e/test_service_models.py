@@ -75,7 +75,7 @@ def pairs_of(parts):
     return {
         "approved": (target, draft, {}),
         "not_approved": (draft, target, {}),
-        "no_draft": (target, None, {}),
+        "prompt_lookup": (target, None, {}),
         "tokenizer_mismatch": (target, parts["shifted"], {}),
         "template_mismatch": (target, parts["templated"], {}),
         "cache_not_trimmable": (parts["mamba"], draft, {}),
@@ -83,6 +83,7 @@ def pairs_of(parts):
     }
 
 
+SPECULATING = {"approved", "prompt_lookup"}
 APPROVED = ("approved", "tokenizer_mismatch", "template_mismatch", "cache_not_trimmable")
 
 
@@ -96,11 +97,11 @@ def test_where_nothing_insists_every_pair_serves_and_says_why_it_does_not_specul
         assert (before["state"], before["facts"], before["speculation"]["active"]) == ("absent", None, False)
         for name in pairs:
             said = speculative(ask(running, name))
-            assert (said["reason"], said["active"]) == (name, name == "approved")
-            assert said["requested"] is (name != "no_draft")
+            assert (said["reason"], said["active"]) == (name, name in SPECULATING)
+            assert said["requested"] is True
             seen = view(running, name)
             assert (seen["state"], seen["speculation"]["reason"]) == ("resident", name)
-            assert seen["speculation"]["active"] is (name == "approved")
+            assert seen["speculation"]["active"] is (name in SPECULATING)
         assert view(running, "cache_not_trimmable")["facts"]["cache_trimmable"] is False
         assert view(running, "denied")["facts"]["target_family"] == "gemma3_text"
         assert speculative(ask(running, "approved", "throughput"))["reason"] == "lane"
@@ -114,7 +115,7 @@ def test_where_nothing_insists_every_pair_serves_and_says_why_it_does_not_specul
 
 def test_where_speculation_is_required_a_pair_that_cannot_is_refused_before_anything_is_loaded(tmp_path, parts):
     pairs = pairs_of(parts)
-    refused = pairs.keys() - {"approved", "no_draft"}
+    refused = pairs.keys() - SPECULATING
     with router(tmp_path, configuration(pairs, APPROVED, require_supported=True)) as running:
         for name in refused:
             answer = ask(running, name)
@@ -127,7 +128,7 @@ def test_where_speculation_is_required_a_pair_that_cannot_is_refused_before_anyt
             assert seen["speculation"]["active"] is False
         assert "loading" not in running.log.read_text()
         assert speculative(ask(running, "approved"))["active"] is True
-        assert speculative(ask(running, "no_draft"))["reason"] == "no_draft"
+        assert speculative(ask(running, "prompt_lookup"))["active"] is True
 
 
 def test_an_engine_that_lacks_what_speculation_needs_is_seen_by_looking_at_it(tmp_path, parts):

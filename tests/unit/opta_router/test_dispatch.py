@@ -263,7 +263,7 @@ async def test_an_answer_comes_as_it_is_made_and_its_end_frees_the_slot_once():
         ending = asked.answer.ending
         assert (ending.finished.reason, ending.opta.lane, ending.opta.route) == ("length", "interactive", "default")
         assert (ending.opta.queue_ms, ending.opta.ttft_ms) == (0.0, 250.0)
-        assert ending.opta.speculative.reason == "no_draft"
+        assert ending.opta.speculative.reason == "prompt_lookup"
         assert router.in_lane() == (0, 0)
 
 

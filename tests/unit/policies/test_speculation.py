@@ -44,6 +44,7 @@ def policy(*matrices: SpecMatrix, **settings: Any) -> SpecPolicy:
         (SpecReason.NOT_APPROVED, True, ORDINARY, "interactive", pair(draft="other"), policy()),
         (SpecReason.NO_DRAFT, False, ORDINARY, "interactive", pair(draft=None), policy()),
         (SpecReason.NO_DRAFT, True, SpecRequest(4), "interactive", pair(draft=None), policy()),
+        (SpecReason.PROMPT_LOOKUP, True, ORDINARY, "interactive", pair(draft=None), policy(prompt_lookup=True)),
         (SpecReason.LANE, False, ORDINARY, "throughput", pair(), policy()),
         (SpecReason.LANE, True, SpecRequest(4), "throughput", pair(), policy()),
         (SpecReason.TOKENIZER_MISMATCH, True, ORDINARY, "interactive", pair(same_vocabulary=False), policy()),
@@ -65,13 +66,34 @@ def test_every_reason_has_its_case(
     pair_: PairCapability,
     policy_: SpecPolicy,
 ) -> None:
-    active = reason in {"approved", "required"}
+    active = reason in {"approved", "required", "prompt_lookup"}
     assert decide(request_, lane, pair_, policy_) == SpecDecision(requested, active, reason, 8 if active else 0)
 
 
 def test_the_table_above_covers_every_reason() -> None:
     (mark,) = test_every_reason_has_its_case.pytestmark  # type: ignore[attr-defined]
     assert {case[0] for case in mark.args[1]} == set(SpecReason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "facts", "matrix"),
+    [
+        (SpecReason.NO_DRAFT, {}, DENIED),
+        (SpecReason.NO_DRAFT, {"backend_ok": False}, APPROVED),
+        (SpecReason.NO_DRAFT, {"cache_trimmable": False}, APPROVED),
+        (SpecReason.PROMPT_LOOKUP, {"same_vocabulary": False}, APPROVED),
+    ],
+)
+def test_prompt_lookup_needs_a_target_that_can_verify_and_no_draft(
+    reason: SpecReason, facts: dict[str, bool], matrix: SpecMatrix
+) -> None:
+    alone = pair(draft=None, draft_family="", **facts)
+    assert decide(ORDINARY, "interactive", alone, policy(matrix, prompt_lookup=True)).reason == reason
+
+
+def test_prompt_lookup_does_not_stand_in_for_a_draft_that_may_not_be_used() -> None:
+    found = decide(ORDINARY, "interactive", pair(draft="other"), policy(prompt_lookup=True))
+    assert found == SpecDecision(True, False, SpecReason.NOT_APPROVED)
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(None, 8), (1, 1), (8, 8), (50, 8)])
