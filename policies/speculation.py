@@ -1,9 +1,9 @@
 """Whether a request speculates, and why not where not. Pure.
 
 Three things must agree: the operator (mode, approvals, deny-list), the pair (what it technically can), and the
-request. Without a draft the text itself may propose (prompt lookup): that needs no approval, but a target that can
-verify and is not denied. Lists are read in this order, first match wins: the configuration's ``denied`` and ``approved``, then those of
-``speculation.yaml``. An approval never makes a pair that cannot speculate do so.
+request. Lists are read in this order, first match wins: the configuration's ``denied`` and ``approved``, then those of
+``speculation.yaml``. An approval never makes a pair that cannot speculate do so. Without a draft the text itself may
+propose (prompt lookup): that needs no approval, but a target that can verify and is not denied.
 """
 
 from collections.abc import Iterable

@@ -40,11 +40,15 @@ def plain(pair):
     return lambda eos: SpeculativeEngine(FailingAt(pair.target), None, eos, MAX_DRAFT_TOKENS)
 
 
+def both(pair):
+    return lambda eos: SpeculativeEngine(FailingAt(pair.target), pair.draft, eos, MAX_DRAFT_TOKENS, prompt_lookup=True)
+
+
 def throughput(pair):
     return lambda eos: ThroughputEngine(FailingAt(pair.target), eos, MAX_ACTIVE)
 
 
-REAL = [speculative, plain, throughput]
+REAL = [speculative, both, plain, throughput]
 
 
 @pytest.fixture(scope="module", params=REAL, ids=lambda make: make.__name__)

@@ -180,3 +180,23 @@ def test_counters_add_up_and_an_empty_comparison_has_no_ratio():
     assert total == wire.SpecCounters(3, 12, 6, 2, 4)
     assert total.acceptance_ratio == 0.75
     assert wire.SpecCounters(proposed=4, ignored=4).acceptance_ratio is None
+
+
+def test_a_round_is_counted_for_who_proposed_and_place_by_place():
+    drafted = wire.SpecCounters.of_round("draft_model", 4, 2, 4)
+    looked_up = wire.SpecCounters.of_round("prompt_lookup", 6, 6, 6)
+    total = drafted + looked_up
+    assert (total.rounds, total.proposed, total.accepted, total.rejected) == (2, 10, 8, 2)
+    assert (total.lookup_rounds, total.lookup_proposed, total.lookup_accepted) == (1, 6, 6)
+    assert (total.draft_accepted, total.draft_rejected) == (2, 2)
+    assert (total.accepted_at, total.compared_at) == ((2, 2, 1, 1, 1, 1), (2, 2, 2, 2, 1, 1))
+    assert total.acceptance_by_position == (1.0, 1.0, 0.5, 0.5, 1.0, 1.0)
+    assert total.mean_accepted == 4.0
+    assert wire.SpecCounters().mean_accepted is None
+    assert wire.SpecCounters.of_round("prompt_lookup", 0, 0, 0) == wire.SpecCounters()
+
+
+def test_what_was_not_delivered_is_ignored_wherever_it_stood():
+    lost = wire.SpecCounters.of_round("prompt_lookup", 5, 3, 5).undelivered(2)
+    assert (lost.accepted, lost.rejected, lost.ignored, lost.lookup_accepted) == (1, 2, 2, 1)
+    assert (lost.accepted_at, lost.compared_at) == ((1,), (1, 0, 0, 1, 1))
