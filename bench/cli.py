@@ -22,6 +22,7 @@ BENCHMARKS: Final = {
     "fairness": "how long a client waits behind another one's queue",
     "pair": "what speculation does for the embedded pair",
     "matrix": "speculation on and off: models, prompt classes, lanes, concurrency",
+    "recovery": "a draft that guesses badly is switched off, and a good one comes back",
     "gate": "hold a matrix against the bounds, and say which pairs are ready",
 }
 

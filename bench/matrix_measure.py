@@ -41,11 +41,15 @@ class Measurement:
     async def samples(self) -> list[Sample]:
         """Everything that the plan asks, each round over all places before the next."""
         await self._warm_up()
-        found: list[Sample] = []
+        found = [sample async for sample in self.one_by_one()]
+        return found + await self._beside_background()
+
+    async def one_by_one(self) -> AsyncIterator[Sample]:
+        """What the plan asks without a background, as the answers come."""
         for number in range(self._plan.rounds):
             for place in self.places():
-                found += [sample async for sample in self._round(place, number)]
-        return found + await self._beside_background()
+                async for sample in self._round(place, number):
+                    yield sample
 
     def places(self) -> list[Place]:
         """Where speculation is compared with plain decoding."""

@@ -81,17 +81,3 @@ def templated(directory: Path) -> Path:
     data["chat_template"] = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
     file.write_text(json.dumps(data), "utf-8")
     return directory
-
-
-def confused(directory: Path, part: str = "draft") -> Path:
-    """A part of the embedded pair with its tokens' rows shuffled: as sure of itself as before, and wrong."""
-    shutil.copytree(embedded.path(part), directory)
-    file = directory / "model.safetensors"
-    weights = dict(mx.load(str(file)))
-    order = mx.random.permutation(VOCABULARY, key=mx.random.key(0))
-    for name, array in weights.items():
-        if name.startswith("model.embed_tokens."):
-            weights[name] = array[order]
-    mx.eval(weights)
-    mx.save_safetensors(str(file), weights, {"format": "mlx"})
-    return directory

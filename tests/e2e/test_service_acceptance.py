@@ -1,15 +1,13 @@
 """A draft that is not worth it, through the real stack: it is switched off, says so, and a good one comes back."""
 
 import json
-import shutil
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lanes import embedded
+from bench.confused import confuse, straighten
 from tests.e2e.processes import eventually
 from tests.e2e.router_process import router
-from tests.tiny_pairs import confused
 
 TEXT = "/v1/completions"
 PROMPT = "class Stack:\n    def push(self, item):\n"
@@ -18,7 +16,7 @@ WINDOW_TOKENS = 32
 
 @pytest.fixture(scope="module")
 def draft(tmp_path_factory):
-    return confused(tmp_path_factory.mktemp("parts") / "draft")
+    return confuse(tmp_path_factory.mktemp("parts") / "draft")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,7 @@ def test_a_bad_draft_is_switched_off_within_the_window_says_so_everywhere_and_a_
         **{said["reason"]: 1},
     }
 
-    shutil.copy(embedded.path("draft") / "model.safetensors", draft)
+    straighten(draft)
     for action in ("unload", "load"):
         running.post(f"/admin/models/pair/{action}", {})
         eventually(lambda: running.get("/admin/models").json()["models"][0]["state"] in {"absent", "resident"})
