@@ -8,6 +8,9 @@ import yaml
 
 from deploy.dashboards.alerts import alerts
 from deploy.dashboards.files import DEPLOY, PROVISIONING, rendered
+from opta_router.telemetry import names
+from opta_router.telemetry.names import METRICS
+from tests.observability.queries import all_promql, of_dashboards
 
 FILES = rendered()
 DASHBOARDS = {path.rpartition("/")[2]: json.loads(text) for path, text in FILES.items() if path.endswith(".json")}
@@ -63,6 +66,20 @@ def test_a_dashboard_has_its_variables_and_uses_only_those(name):
     texts = json.dumps([panels(dashboard), dashboard["annotations"]])
     used = set(re.findall(r"\$\{?([a-z]\w*)", texts))
     assert used <= variables
+
+
+def test_every_metric_is_looked_at_and_nothing_else_is_asked_for():
+    suffixes = {"histogram": ("_bucket", "_count")}
+    ours = {metric.prometheus_name + suffix for metric in METRICS for suffix in suffixes.get(metric.kind, ("",))}
+    asked = {metric for query in all_promql() for metric in query.metrics}
+    assert asked == ours
+
+
+def test_every_attribute_that_is_asked_for_is_one_of_ours():
+    ours = {name for name in vars(names).values() if isinstance(name, str)}
+    asked = {name for query in of_dashboards("tempo") for name in re.findall(r"span\.([\w.]+)", query.text)}
+    assert asked
+    assert asked <= ours
 
 
 def test_dashboards_have_fixed_uids_and_link_to_each_other():
