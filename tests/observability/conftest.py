@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.router_process import RouterProcess, router
-from tests.observability.databases import Database, prometheus, relay, victoria_metrics
+from tests.observability.databases import Database, prometheus, victoria_metrics
 from tests.observability.load import CONFIG, work
 from tests.otlp import Collector, collecting
 
@@ -44,15 +44,10 @@ class Observed:
 @pytest.fixture(scope="session")
 def observed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("observed")
-    with (
-        collecting() as collector,
-        victoria_metrics(folder / "victoria") as victoria,
-        prometheus(folder / "pushed") as pushed,
-        relay(victoria.otlp, pushed.otlp) as endpoint,
-    ):
+    with collecting() as collector, victoria_metrics(folder / "pushed") as pushed:
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.endpoint}/v1/traces",
-            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": endpoint,
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{pushed.url}/opentelemetry/v1/metrics",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
@@ -69,5 +64,5 @@ def observed(tmp_path_factory):
             ended_s = time.time()
             # Longer than a window, so that no rate has any of the work in it.
             time.sleep(WINDOW_S + 3)
-            databases = {"scraped": scraped, "pushed": pushed, "victoria-metrics": victoria}
+            databases = {"scraped": scraped, "pushed": pushed}
             yield Observed(running, databases, collector, idle_s, begun_s, ended_s, time.time())

@@ -1,12 +1,13 @@
-"""Real databases, a Prometheus that scrapes, one that is pushed to, a VictoriaMetrics, and how to ask them."""
+"""A real Prometheus and a real VictoriaMetrics, and how to ask them.
+
+The first scrapes, the second is pushed to: Debian's Prometheus is built without its OTLP receiver.
+"""
 
 from __future__ import annotations
 
-import http.server
 import math
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,12 @@ import httpx
 from tests.e2e.processes import eventually
 from tests.observability.fetched import debian
 
-SCRAPED = """
+SCRAPE_CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:
   - job_name: opta_router
     static_configs: [{{targets: ['{target}']}}]
 """
-PUSHED = "storage: {tsdb: {out_of_order_time_window: 10m}}\n"
-FEATURES = "otlp-write-receiver,exemplar-storage"
 
 
 class QueryFailed(Exception):
@@ -46,11 +45,10 @@ class Series:
 
 
 class Database:
-    """What they all speak: Prometheus' HTTP API at `url`. OTLP metrics are pushed to `otlp`."""
+    """What both speak: Prometheus' HTTP API at `url`."""
 
-    def __init__(self, url: str, otlp: str) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self.otlp = url + otlp
 
     def over(self, query: str, start_s: float, end_s: float) -> list[Series]:
         """A range query, a sample a second."""
@@ -79,20 +77,20 @@ class Database:
 
 
 @contextmanager
-def prometheus(folder: Path, target: str | None = None) -> Iterator[Database]:
-    """A Prometheus that scrapes `target` (host and port) every second, or only takes what is pushed."""
+def prometheus(folder: Path, target: str) -> Iterator[Database]:
+    """A Prometheus that scrapes `target` (host and port) every second."""
     folder.mkdir()
     config = folder / "prometheus.yml"
-    config.write_text(SCRAPED.format(target=target) if target else PUSHED, encoding="utf-8")
+    config.write_text(SCRAPE_CONFIG.format(target=target), encoding="utf-8")
     address = _free_address()
     options = (
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'tsdb'}",
         f"--web.listen-address={address}",
-        f"--enable-feature={FEATURES}",
+        "--enable-feature=exemplar-storage",
     )
     with _running(debian("prometheus", "prometheus"), options, folder, f"http://{address}/-/ready"):
-        yield Database(f"http://{address}", "/api/v1/otlp/v1/metrics")
+        yield Database(f"http://{address}")
 
 
 @contextmanager
@@ -109,38 +107,7 @@ def victoria_metrics(folder: Path) -> Iterator[Database]:
         "-memory.allowedBytes=256MB",
     )
     with _running(debian("victoria-metrics", "victoria-metrics"), options, folder, f"http://{address}/health"):
-        yield Database(f"http://{address}", "/opentelemetry/v1/metrics")
-
-
-@contextmanager
-def relay(*urls: str) -> Iterator[str]:
-    """A URL whose POSTs go to all of these; one that fails makes it fail."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            names = ("content-type", "content-encoding")
-            headers = {name: value for name in names if (value := self.headers.get(name))}
-            answers = [httpx.post(url, content=body, headers=headers, timeout=10, trust_env=False) for url in urls]
-            self.send_response(max(answer.status_code for answer in answers))
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        # A kept-alive connection's handler reads until the client closes, and closing the server would wait for it.
-        server.block_on_close = False
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1/metrics"
-        finally:
-            server.shutdown()
-            thread.join()
+        yield Database(f"http://{address}")
 
 
 @contextmanager

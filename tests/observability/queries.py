@@ -15,7 +15,6 @@ from tests.observability.fetched import ROOT
 DEPLOY = ROOT / "deploy"
 PROVISIONING = DEPLOY / "grafana" / "provisioning"
 DASHBOARDS = sorted((PROVISIONING / "dashboards" / "opta").glob("*.json"))
-EXEMPLAR_LABEL = "trace_id"
 METRIC = re.compile(r"\b(?:opta|gen_ai|lmx)_\w+")
 NOT_METRICS = re.compile(r"\{[^}]*\}|\b(?:by|on|ignoring|group_left)\s*\([^)]*\)")
 
@@ -67,6 +66,13 @@ def annotations() -> list[Query]:
     """The queries of the marks across graphs, each once."""
     texts = {mark["expr"] for dashboard in dashboards().values() for mark in dashboard["annotations"]["list"]}
     return [Query("annotation", text) for text in sorted(texts)]
+
+
+def exemplar_labels() -> set[str]:
+    """The labels of exemplars that lead to a trace."""
+    document = yaml.safe_load((PROVISIONING / "datasources" / "opta.yaml").read_text("utf-8"))
+    (metrics,) = (source for source in document["datasources"] if source["type"] == "prometheus")
+    return {destination["name"] for destination in metrics["jsonData"]["exemplarTraceIdDestinations"]}
 
 
 def of_traces_to_metrics() -> list[Query]:

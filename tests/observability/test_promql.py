@@ -3,10 +3,10 @@
 import pytest
 
 from tests.observability.databases import QueryFailed
-from tests.observability.queries import EXEMPLAR_LABEL, all_promql, model_names, of_dashboards
+from tests.observability.queries import all_promql, exemplar_labels, model_names, of_dashboards
 
 pytestmark = pytest.mark.observability
-every_database = pytest.mark.parametrize("path", ["scraped", "pushed", "victoria-metrics"])
+every_database = pytest.mark.parametrize("path", ["scraped", "pushed"])
 
 
 def test_there_is_something_to_ask():
@@ -50,14 +50,13 @@ def test_nothing_is_nan_before_the_first_request_and_after_the_last(observed):
             assert [one for one in series if one.has_nan] == [], query.where
 
 
-@pytest.mark.parametrize("path", ["scraped", "pushed"])
-def test_a_histogram_leads_to_the_traces_of_its_requests(observed, path):
-    """By the label that the data source names."""
+def test_a_histogram_leads_to_the_traces_of_its_requests(observed):
+    (label,) = exemplar_labels()
     text = "gen_ai_server_time_to_first_token_seconds_bucket"
-    exemplars = observed.databases[path].exemplars(text, observed.begun_s, observed.idle_again_s)
+    exemplars = observed.databases["scraped"].exemplars(text, observed.begun_s, observed.idle_again_s)
     sent = {span.trace_id for span in observed.collector.spans}
     assert exemplars
-    assert {labels[EXEMPLAR_LABEL] for labels in exemplars} <= sent
+    assert {labels[label] for labels in exemplars} <= sent
 
 
 def test_the_variable_for_models_has_the_models(observed):
