@@ -122,7 +122,7 @@ def test_the_plists_command_hands_signals_to_the_router_and_output_to_the_rotato
     program = tmp_path / "router.py"
     program.write_text(SIGNALLED, encoding="utf-8")
     rotator = tmp_path / "rotatelogs"
-    rotator.write_text('#!/bin/sh\nwhile read -r line; do echo "$line" > "$3"; echo "$line"; done\n', encoding="utf-8")
+    rotator.write_text('#!/bin/sh\nwhile read -r line; do echo "$line" > "$5"; echo "$line"; done\n', encoding="utf-8")
     rotator.chmod(0o755)
     log = tmp_path / "router.log"
     shell, flag, command = plist["ProgramArguments"]
@@ -130,6 +130,7 @@ def test_the_plists_command_hands_signals_to_the_router_and_output_to_the_rotato
         (f"{PROGRAM} serve --config /etc/opta/opta.yaml", f"{sys.executable} {program}"),
         ("/usr/sbin/rotatelogs", str(rotator)),
         ("/var/log/opta/router.log", str(log)),
+        ("/var/log/opta/current.log", f"{log}.current"),
     ):
         assert command.count(installed) == 1
         command = command.replace(installed, here)
