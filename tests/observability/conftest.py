@@ -12,7 +12,7 @@ from tests.observability.databases import Database, prometheus, victoria_metrics
 from tests.observability.load import CONFIG, work
 from tests.otlp import Collector, collecting
 
-WINDOW_S = 5
+WINDOW_S = 4
 """What `$__rate_interval` stands for: several scrapes."""
 
 
@@ -60,9 +60,9 @@ def observed(tmp_path_factory):
             begun_s = time.time()
             work(running)
             # What was counted last is scraped and pushed.
-            time.sleep(3)
+            time.sleep(2)
             ended_s = time.time()
             # Longer than a window, so that no rate has any of the work in it.
-            time.sleep(WINDOW_S + 3)
+            time.sleep(WINDOW_S + 2)
             databases = {"scraped": scraped, "pushed": pushed}
             yield Observed(running, databases, collector, idle_s, begun_s, ended_s, time.time())

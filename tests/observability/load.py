@@ -40,13 +40,13 @@ def work(running: RouterProcess) -> None:
     """
     for number in range(6):
         ask(running, "editor", prompt=f"# {number}\n{CODE}", max_tokens=96)
-    for _ in range(8):
-        ask(running, "editor", prompt=NOISE, max_tokens=24, temperature=2.0)
+    for seed in range(6):
+        ask(running, "editor", prompt=NOISE, max_tokens=24, temperature=2.0, seed=seed)
     ask(running, "editor", prompt=CODE, max_tokens=8, num_draft_tokens=0)
-    ask(running, "editor", lane=None, prompt=CODE, max_tokens=64)
+    ask(running, "editor", lane=None, prompt=CODE, max_tokens=32)
     with ThreadPoolExecutor(16) as pool:
-        many = [pool.submit(ask, running, "agents", lane=None, prompt=CODE, max_tokens=64) for _ in range(12)]
-        many += [pool.submit(ask, running, "editor", prompt=CODE, max_tokens=48) for _ in range(4)]
+        many = [pool.submit(ask, running, "agents", lane=None, prompt=CODE, max_tokens=32) for _ in range(12)]
+        many += [pool.submit(ask, running, "editor", prompt=CODE, max_tokens=32) for _ in range(4)]
         statuses = {one.result() for one in many}
     assert statuses == {200, 429}
     lose_the_engine(running)
@@ -79,7 +79,7 @@ def stream(running: RouterProcess, client: str, body: dict[str, Any]) -> Any:
 
 def lose_the_engine(running: RouterProcess) -> None:
     """Kill it under a stream, which another one goes on with."""
-    body = {"model": "auto", "prompt": CODE, "temperature": 0, "max_tokens": 200, "logit_bias": NO_END}
+    body = {"model": "auto", "prompt": CODE, "temperature": 0, "max_tokens": 128, "logit_bias": NO_END}
     events = stream(running, "editor", body)
     next(events)
     os.kill(running.host_pid(), signal.SIGKILL)
