@@ -8,7 +8,6 @@ and again last, and the mean taken, as the machine may drift. Tokens are counted
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 from bench import servers
 from bench.load import Agents, Caller, encoded_tokens, prompts, tokens_per_s
 from bench.reporting import Bar, add_save, at_least, machine, markdown, print_bars, save
+from bench.statistics import ratio
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     rows = measure(load)
     promises = bars(rows)
+    save(arguments.save, {"load": load, "rows": rows, "bars": promises})
     low, high = load.prompt_tokens
     print(f"Tokens/s with prompts of {low} to {high} tokens, answers of up to {load.tokens}, {machine()}\n")
     print(table(rows) + "\n")
-    save(arguments.save, {"load": load, "rows": rows, "bars": promises})
     return print_bars(promises)
 
 
@@ -112,11 +112,6 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         for peer in others
         for streams in ours.tokens_per_s
     ]
-
-
-def ratio(ours: float, peers: float) -> float:
-    """Of two rates; without end where the peer delivered nothing in the time."""
-    return ours / peers if peers else math.inf
 
 
 def table(rows: Sequence[Row]) -> str:

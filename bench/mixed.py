@@ -33,7 +33,7 @@ from bench.load import (
     ttfts_ms,
 )
 from bench.reporting import Bar, add_save, at_least, at_most, machine, markdown, print_bars, save
-from bench.statistics import median, quantile
+from bench.statistics import median, quantile, ratio
 
 PATIENCE_S: Final = 10.0
 WARM_UP_S: Final = 10.0
@@ -89,12 +89,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def interactive_kept(self) -> float:
         """Share of the idle tokens/s that the person has while the server is busy."""
-        return self.interactive_busy_tokens_per_s / self.interactive_idle_tokens_per_s
+        return ratio(self.interactive_busy_tokens_per_s, self.interactive_idle_tokens_per_s)
 
     @property
     def background_kept(self) -> float:
         """Share of its own tokens/s that the background has beside the person."""
-        return self.background_busy_tokens_per_s / self.background_solo_tokens_per_s
+        return ratio(self.background_busy_tokens_per_s, self.background_solo_tokens_per_s)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,14 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     rows = measure(load, with_peers=arguments.peers)
     promises = bars(rows, load)
+    save(arguments.save, {"load": load, "rows": rows, "bars": promises})
     low, high = load.background_prompt_tokens
     print(
         f"Background prompts of {low} to {high} tokens, weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n"
     )
     print(table(rows) + "\n")
-    status = print_bars(promises)
-    save(arguments.save, {"load": load, "rows": rows, "bars": promises})
-    return status
+    return print_bars(promises)
 
 
 def measure(load: Load, *, with_peers: bool) -> list[Row]:
@@ -282,9 +281,9 @@ def bars(rows: Sequence[Row], load: Load) -> list[Bar]:
         if others:
             ttft = min(row.ttft_busy_ms for row in others)
             speed = max(row.interactive_busy_tokens_per_s for row in others)
-            ratio = ours.interactive_busy_tokens_per_s / speed if speed else math.inf
+            faster = ratio(ours.interactive_busy_tokens_per_s, speed)
             found += [
                 at_least(f"better peer's TTFT busy : ours, {at}", ttft / ours.ttft_busy_ms, 3.0),
-                at_least(f"our interactive tokens/s busy : better peer's, {at}", ratio, 2.0),
+                at_least(f"our interactive tokens/s busy : better peer's, {at}", faster, 2.0),
             ]
     return found

@@ -16,3 +16,8 @@ def quantile(values: Sequence[float], q: float) -> float:
 def median(values: Sequence[float]) -> float:
     """The middle value; nan of nothing."""
     return quantile(values, 0.5)
+
+
+def ratio(part: float, whole: float) -> float:
+    """``part / whole``; without end where ``whole`` is 0: a server that delivered nothing in its time is outdone."""
+    return part / whole if whole else math.inf
