@@ -9,7 +9,6 @@ the end, as many times as at the start, for the machine may drift.
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Sequence
