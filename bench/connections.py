@@ -33,6 +33,7 @@ from bench.statistics import median
 from opta_router.server import ServerLimits, make_room
 
 CONFIG: Final = """
+server: {standby: false}
 models:
   - {name: scripted, target: "scripted:step_s=0.005", keep_alive: -1, preload: true}
 lanes:

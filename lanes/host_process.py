@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process, SocketAttribute, SocketListener, SocketStream
@@ -22,7 +23,8 @@ from anyio.streams.text import TextReceiveStream
 from lanes import wire
 from lanes.blas import preload_environment
 from lanes.environment import HEARTBEAT_FD_VARIABLE, TOKEN_VARIABLE
-from lanes.errors import HostFailedToStart
+from lanes.errors import HostDied, HostFailedToStart
+from lanes.heartbeat import HeartbeatPage, shared_page
 
 host_log = logging.getLogger("lanes.host.output")
 
@@ -31,6 +33,45 @@ TERMINATE_DEADLINE_S: Final = 1.0
 """A host has no handler for SIGTERM: the system ends it, busy or not, unless it is stopped."""
 
 OUTPUT_DEADLINE_S: Final = 1.0
+EXIT_DEADLINE_S: Final = 3.0
+"""How long a host whose link is gone may take to end by itself."""
+
+
+class Host(NamedTuple):
+    """A process that has said hello: its link, what it said, and the page with its device loop's beats."""
+
+    process: Process
+    stream: SocketStream
+    said: wire.Hello
+    page: HeartbeatPage
+
+
+@asynccontextmanager
+async def greeted(command: Sequence[str]) -> AsyncIterator[Host]:
+    """A new host that has said hello. The block ends in order when its link is closed; then so has the host.
+
+    Args:
+        command: its program and arguments, before the path of its socket.
+
+    Raises:
+        HostFailedToStart, WireError, OSError: it did not come so far.
+        HostDied: on leaving in order: how it ended.
+    """
+    token = secrets.token_hex(16)
+    with shared_page() as page:
+        async with (
+            socket_directory() as path,
+            await anyio.create_unix_listener(path, mode=0o600) as listener,
+            spawned([*command, str(path)], token, page.fd) as process,
+        ):
+            async with await accept(listener, process) as stream:
+                said = await hello(stream, token)
+                path.unlink()  # nobody else is to connect, and a router that is killed leaves nothing behind
+                path.parent.rmdir()
+                yield Host(process, stream, said, page)
+            with anyio.move_on_after(EXIT_DEADLINE_S):  # by itself, for then its status says why
+                await process.wait()
+            raise HostDied(how_it_ended(process.returncode))
 
 
 @asynccontextmanager

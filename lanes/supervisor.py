@@ -7,7 +7,6 @@ sees a stream that pauses.
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,13 @@ from typing import Final
 import anyio
 import msgspec
 import psutil
-from anyio.abc import Process, SocketStream, TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from lanes import wire
 from lanes.client import Generation, Link, OnEnd, OnInterruption, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, RequestRefused, WireError
-from lanes.heartbeat import Activity, Beat, HeartbeatPage, shared_page
-from lanes.host_process import accept, hello, how_it_ended, socket_directory, spawned
+from lanes.heartbeat import Activity, Beat
+from lanes.host_process import Host, greeted, how_it_ended
 from lanes.pairs import PairPolicy, Pairs
 from lanes.restarts import Quarantine, Restarts
 from lanes.resumption import next_up
@@ -31,18 +30,32 @@ from lanes.watchdog import TICK_S, UsualStep, Watchdog
 
 log = logging.getLogger(__name__)
 
-EXIT_DEADLINE_S: Final = 3.0
-"""How long a host whose link is gone may take to end by itself."""
+STAND_BY_AFTER_S: Final = 20.0
+"""How long a host has been ready when another one is started that stands by; one that is doubted, earlier."""
 
 HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
 
 class HostSettings(msgspec.Struct, frozen=True):
-    """What a host is told when it starts, and what decides which of the models it loads."""
+    """What a host is told when it starts, and what decides which of the models it loads.
+
+    ``standby``: whether another host is kept that has loaded nothing, and takes the place of one that dies.
+    """
 
     lanes: Mapping[wire.Lane, wire.LaneSpec]
     models: tuple[wire.ModelSpec, ...]
     pairs: PairPolicy = PairPolicy()
+    standby: bool = False
+
+
+class _Life:
+    """One host, from its start to its end. Until its turn comes it stands by."""
+
+    def __init__(self) -> None:
+        self.turn = anyio.Event()
+        self.over = anyio.Event()
+        self.pid: int | None = None
+        self.failure: str | None = None
 
 
 class Supervisor:
@@ -63,6 +76,7 @@ class Supervisor:
         self._beat = Beat()  # of the host that runs, or ran last
         self._listens = False  # the host has said Ready
         self._been_ready = False
+        self._spare: _Life | None = None
         self._waiting: list[Generation] = []
         self._on_trial: Generation | None = None
         self._fruitful: set[str] = set()  # models that have got a request going on this host
@@ -102,6 +116,11 @@ class Supervisor:
             return []
         recovering = self._state in (HostState.STARTING, HostState.RESTARTING) and self._been_ready
         return [] if recovering and self._restarts.fruitless <= 1 else self.not_ready_reasons()
+
+    @property
+    def standby_pid(self) -> int | None:
+        """The host that stands by; None if there is none, or it has not said hello yet."""
+        return self._spare.pid if self._spare is not None else None
 
     @property
     def memory_bytes(self) -> int:
@@ -178,21 +197,61 @@ class Supervisor:
         """Keep a host running until cancelled; then end it, and wait for its end."""
         task_status.started()
         try:
-            while True:
-                await anyio.sleep(self._restarts.wait_s())
-                self._happened(HostEvent.SPAWN)
-                self._restarts.started()
-                try:
-                    await self._one_life()
-                except* (HostDied, HostFailedToStart, WireError, OSError) as group:
-                    self.last_failure = "; ".join(str(exc) for exc in _leaves(group))
-                if self._state is HostState.STARTING:
-                    self._happened(HostEvent.DIED)
-                self._died(self.last_failure or "the host is gone")
+            async with anyio.create_task_group() as tg:
+                while True:
+                    await anyio.sleep(self._restarts.wait_s())
+                    self._happened(HostEvent.SPAWN)
+                    self._restarts.started()
+                    self._beat = Beat()
+                    self._fruitful = set()
+                    life, self._spare = self._spare or self._begin(tg), None
+                    life.turn.set()
+                    await life.over.wait()
+                    self.last_failure = life.failure or self.last_failure
+                    if self._state is HostState.STARTING:
+                        self._happened(HostEvent.DIED)
+                    self._died(self.last_failure or "the host is gone")
         finally:
             self._happened(HostEvent.STOP)
             self.pairs.turn_away("the engine was stopped")
             self._end_waiting(_STOPPED)
+
+    def _begin(self, tg: TaskGroup) -> _Life:
+        life = _Life()
+        tg.start_soon(self._live, life, tg)
+        return life
+
+    async def _live(self, life: _Life, tg: TaskGroup) -> None:
+        try:
+            async with greeted(self._command) as host:
+                life.pid = host.said.pid
+                if not life.turn.is_set():
+                    await self._stand_by(life, host)
+                await self._serve(host, tg)
+        except* (HostDied, HostFailedToStart, WireError, OSError) as group:
+            life.failure = "; ".join(str(exc) for exc in _leaves(group))
+        finally:
+            if self._spare is life:
+                log.warning("the host that stood by is gone: %s", life.failure)
+                self._spare = None
+            life.over.set()
+
+    async def _stand_by(self, life: _Life, host: Host) -> None:
+        """Return when the host's turn has come.
+
+        Raises:
+            HostDied: it ended before.
+        """
+        real = any(not spec.scripted for spec in self._settings.models)
+        await host.stream.send(wire.encode(wire.StandBy(engines=real)))
+        async with anyio.create_task_group() as tg:
+
+            async def fail_if_it_ends() -> None:
+                raise HostDied(how_it_ended(await host.process.wait()))
+
+            tg.start_soon(fail_if_it_ends)
+            await life.turn.wait()
+            tg.cancel_scope.cancel()
 
     def _happened(self, event: HostEvent) -> None:
         self._state = after(self._state, event)
@@ -210,65 +269,53 @@ class Supervisor:
             self._was_lost = anyio.Event()
             self.host_pid = None
 
-    async def _one_life(self) -> None:
-        token = secrets.token_hex(16)
-        self._beat = Beat()
-        self._fruitful = set()
-        with shared_page() as page:
-            async with (
-                socket_directory() as path,
-                await anyio.create_unix_listener(path, mode=0o600) as listener,
-                spawned([*self._command, str(path)], token, page.fd) as process,
-            ):
-                try:
-                    async with await accept(listener, process) as stream:
-                        said = await hello(stream, token)
-                        path.unlink()  # nobody else is to connect, and a router that is killed leaves nothing behind
-                        path.parent.rmdir()
-                        await self._serve(stream, said, process, page)
-                    with anyio.move_on_after(EXIT_DEADLINE_S):  # by itself, for then its status says why
-                        await process.wait()
-                    raise HostDied(how_it_ended(process.returncode))
-                finally:
-                    self._beat = page.read()
-
-    async def _serve(self, stream: SocketStream, said: wire.Hello, process: Process, page: HeartbeatPage) -> None:
+    async def _serve(self, host: Host, tg: TaskGroup) -> None:
+        said = host.said
         self.versions = said.versions
         self.host_pid = said.pid
         self._listens = False
-        link = Link(stream, on_message=self._received, on_settled=self._settled)
+        link = Link(host.stream, on_message=self._received, on_settled=self._settled)
         self._link = link
         link.send_soon(wire.Configure(dict(self._settings.lanes), self._settings.models))
         try:
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(self._watch, process, page, link)
-                tg.start_soon(self.pairs.run)
+            async with anyio.create_task_group() as serving:
+                serving.start_soon(self._watch, host, link, tg)
+                serving.start_soon(self.pairs.run)
                 self.pairs.host_started(said.versions.memory_bytes, link.send_soon, self._ready_if_all_is_there)
                 await link.run()
-                tg.cancel_scope.cancel()
+                serving.cancel_scope.cancel()
         except anyio.get_cancelled_exc_class():  # not the host's death: the router ends
             for generation in link.close():
                 generation.end(_STOPPED(generation))
             raise
         finally:
+            self._beat = host.page.read()
             self._happened(HostEvent.DIED)
             self._take_back(link)
 
-    async def _watch(self, process: Process, page: HeartbeatPage, link: Link) -> None:
-        """Kill a host that does not get anywhere.
+    async def _watch(self, host: Host, link: Link, tg: TaskGroup) -> None:
+        """Kill a host that does not get anywhere; have another one stand by, in time.
 
         Raises:
             HostDied: it was killed.
         """
         watchdog = Watchdog(self._usual_step, time.monotonic())
+        ready_s: float | None = None
+        wanted = self._settings.standby and self._spare is None
         while True:
             await anyio.sleep(TICK_S)
-            beat = page.read()
-            signs = _cpu_s(process.pid) if beat.activity is Activity.LOAD else 0.0
-            verdict = watchdog.observe(beat, heard=link.heard, signs=signs, now_s=time.monotonic())
+            now_s = time.monotonic()
+            beat = host.page.read()
+            signs = _cpu_s(host.process.pid) if beat.activity is Activity.LOAD else 0.0
+            verdict = watchdog.observe(beat, heard=link.heard, signs=signs, now_s=now_s)
             if verdict is not None:
-                process.kill()  # it may be stopped, and then nothing else reaches it
+                host.process.kill()  # it may be stopped, and then nothing else reaches it
                 raise HostDied(f"the host hung and was killed: {verdict}")
+            if ready_s is None and self._state is HostState.READY:
+                ready_s = now_s
+            if wanted and ready_s is not None and (watchdog.doubtful or now_s - ready_s > STAND_BY_AFTER_S):
+                wanted = False  # once for each host: one that cannot start is not started over and over
+                self._spare = self._begin(tg)
 
     def _died(self, why: str) -> None:
         """The last host is gone, and it is known why: who waits for the next, and what is that not to load?"""

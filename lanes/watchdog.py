@@ -42,6 +42,9 @@ _FALL: Final = 0.02
 ENOUGH_STEPS: Final = 5
 """Steps of a kind before what they took is believed: the first of a shape are compiled, or read weights from disk."""
 
+DOUBT: Final = 0.3
+"""Share of a deadline after which another host had better be made ready."""
+
 BARREN_STEPS: Final = 3
 """Steps that may bring nothing, as one that only clears a cancelled sequence away; one that lasts is judged by time."""
 
@@ -68,7 +71,7 @@ class UsualStep:
 
 
 class Watchdog:
-    """Watches one host.
+    """Watches one host. :attr:`doubtful`: its deadline may come.
 
     Args:
         usual: what steps of this router's hosts usually take; shared by its hosts, one after the other.
@@ -78,6 +81,7 @@ class Watchdog:
     def __init__(self, usual: UsualStep, now_s: float) -> None:
         self._usual = usual
         self._looked_s = now_s
+        self.doubtful = False
         self._beat = Beat()
         self._signs = 0.0
         self._heard = self._count_when_heard = 0
@@ -118,15 +122,21 @@ class Watchdog:
                 self._usual.took(lane, activity, min((now.seconds - before.seconds) / steps, longest_s), steps)
 
     def _verdict(self, beat: Beat) -> str | None:
-        if self._same_s > self._usual.deadline_s(beat.lane, beat.activity):
-            return f"{beat} has not moved for {self._same_s:.1f} s"
-        if self._silent_s > SILENCE_S:
-            return f"it has said nothing for {self._silent_s:.1f} s while its device loop turned"
-        for lane, watch in self._lanes.items():
-            barren = watch.barren_steps > BARREN_STEPS
-            if barren and watch.fruitless_s > self._usual.deadline_s(lane, watch.activity):
-                return f"the steps of the {lane} lane have computed nothing for {watch.fruitless_s:.1f} s"
-        return None
+        waits = [
+            (self._same_s, self._usual.deadline_s(beat.lane, beat.activity), f"{beat} has not moved for"),
+            (self._silent_s, SILENCE_S, "while its device loop turned, it has said nothing for"),
+        ]
+        waits += [
+            (
+                watch.fruitless_s,
+                self._usual.deadline_s(lane, watch.activity),
+                f"the steps of the {lane} lane have computed nothing for",
+            )
+            for lane, watch in self._lanes.items()
+            if watch.barren_steps > BARREN_STEPS
+        ]
+        self.doubtful = any(waited_s > DOUBT * deadline_s for waited_s, deadline_s, _ in waits)
+        return next((f"{what} {waited_s:.1f} s" for waited_s, deadline_s, what in waits if waited_s > deadline_s), None)
 
 
 class _LaneWatch:

@@ -7,6 +7,7 @@ the host speaks :data:`FromHost`. Times are seconds on the host's monotonic cloc
 Order of a link's life::
 
     host   -> Hello                      protocol version, pid, library versions
+    router -> StandBy                    if there is a host already, and this one is to wait for its end
     router -> Configure                  lanes and models
     host   -> Ready
     router -> Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown, in any order
@@ -31,6 +32,9 @@ from lanes.errors import WireError
 PROTOCOL_VERSION: Final = 5
 MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 """Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
+
+SCRIPTED: Final = "scripted:"
+"""How a target begins that has no files."""
 
 Lane = Literal["interactive", "throughput"]
 Proposer = Literal["draft_model", "prompt_lookup"]
@@ -231,6 +235,11 @@ class ModelSpec(msgspec.Struct, frozen=True):
     keep_alive_s: float = -1.0
     context_tokens: int | None = None
 
+    @property
+    def scripted(self) -> bool:
+        """Whether it is the engine without a model."""
+        return self.target.startswith(SCRIPTED)
+
 
 class LaneSpec(msgspec.Struct, frozen=True):
     """One lane's settings on the device.
@@ -354,6 +363,15 @@ class SetLanes(Message, frozen=True):
     lanes: dict[Lane, LaneSpec]
 
 
+class StandBy(Message, frozen=True):
+    """Before :class:`Configure`, which comes when another host is gone.
+
+    ``engines``: import meanwhile what models need that are not scripted.
+    """
+
+    engines: bool = False
+
+
 class Prepare(Message, frozen=True):
     """Find a pair's files, fetch them if need be, and look at them; nothing is loaded."""
 
@@ -376,7 +394,7 @@ class Shutdown(Message, frozen=True):
     """End the process in order."""
 
 
-ToHost = Configure | Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown
+ToHost = StandBy | Configure | Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown
 
 
 # host to router

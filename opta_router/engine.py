@@ -23,6 +23,11 @@ class Engine(Protocol):
     last_activity: str | None
 
     @property
+    def standby_pid(self) -> int | None:
+        """The host that stands by to take the place of this one, if there is one."""
+        ...
+
+    @property
     def state(self) -> HostState:
         """Where the host is in its life."""
         ...

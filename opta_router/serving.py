@@ -35,6 +35,7 @@ def host_settings(config: Config, in_force: Callable[[], Config] | None = None) 
     return HostSettings(
         pairs=PairPolicy(lambda memory_bytes: config.memory.limit.of(memory_bytes or UNLIMITED_BYTES), objection),
         lanes=lane_specs(config),
+        standby=config.server.standby,
         models=tuple(
             ModelSpec(
                 model.name, model.target, model.draft, model.preload, float(model.keep_alive), model.context_tokens

@@ -59,6 +59,9 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     body_timeout: Annotated[Seconds, Meta(description="a body that takes longer is a 408")] = _default(Seconds(30))
     max_connections: Annotated[Count, Meta(description="one more is a 503; idle ones count, too")] = 2048
     admin_key_sha256: Digest | None = None
+    standby: Annotated[
+        bool, Meta(description="a second engine process, without a model, is ready to take a dead one's place")
+    ] = True
 
 
 class ModelConfig(_Section, frozen=True, kw_only=True):

@@ -19,7 +19,6 @@ from lanes.host.examine import examine as examine_files
 from lanes.host.probe import speculation_paths
 from lanes.host.sources import OnBytes
 
-SCRIPTED = "scripted:"
 SCRIPTED_CONTEXT_TOKENS = 1 << 20
 TRIAL_TOKENS = 2
 
@@ -63,12 +62,20 @@ def examine(spec: wire.ModelSpec, on_bytes: OnBytes) -> Examination:
     Raises:
         ModelLoadFailed: it cannot be loaded.
     """
-    if not spec.target.startswith(SCRIPTED):
+    if not spec.scripted:
         return examine_files(spec, on_bytes)
     try:
-        return Scripted(spec, parse_script(spec.target.removeprefix(SCRIPTED)))
+        return Scripted(spec, parse_script(spec.target.removeprefix(wire.SCRIPTED)))
     except ValueError as exc:
         raise ModelLoadFailed(f"{spec.target}: {exc}") from exc
+
+
+def import_engines() -> None:
+    """What the first model to be looked at and loaded would have to wait for: seconds. On any thread."""
+    import vllm_mlx.mlx_streams  # noqa: PLC0415, F401
+
+    from lanes.engines import cpu_attention, speculative, throughput  # noqa: PLC0415, F401
+    from lanes.host import models, preflight  # noqa: PLC0415, F401
 
 
 def facts_of(examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]) -> wire.PairFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 
 import anyio
 from anyio import to_thread
@@ -19,7 +20,7 @@ from lanes.host.answer import Answer
 from lanes.host.orphan import die_with_parent
 from lanes.host.probe import versions
 from lanes.host.prompt import PromptEncoder, is_short
-from lanes.host.residents import Examination, examine
+from lanes.host.residents import Examination, examine, import_engines
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class HostService:
 
     def _handle(self, message: wire.ToHost) -> None:
         match message:
+            case wire.StandBy(engines):
+                die_with_parent()
+                if engines:
+                    self._tasks.start_soon(partial(to_thread.run_sync, import_engines, abandon_on_cancel=True))
             case wire.Configure():
                 self._configure(message)
                 self._socket.put(wire.Ready())

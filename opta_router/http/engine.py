@@ -22,14 +22,15 @@ class QuarantineView(msgspec.Struct, frozen=True, kw_only=True):
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """The host, and what became of those before it. ``restarts`` and ``resumed`` count from the router's start.
 
-    ``waiting`` requests have a slot and no host; ``last_failure`` and ``last_activity`` are of the host that died last:
-    why, and what its device was doing.
+    ``standby_pid`` is the host that stands by to take its place. ``waiting`` requests have a slot and no host;
+    ``last_failure`` and ``last_activity`` are of the host that died last: why, and what its device was doing.
     """
 
     state: str
     not_ready: list[str]
     draining: bool
     pid: int | None
+    standby_pid: int | None
     restarts: int
     resumed: int
     waiting: int
@@ -46,6 +47,7 @@ def engine_view(service: Service) -> EngineView:
         not_ready=service.dispatcher.not_ready_reasons(),
         draining=service.dispatcher.draining,
         pid=engine.host_pid,
+        standby_pid=engine.standby_pid,
         restarts=engine.restarts,
         resumed=engine.resumed,
         waiting=engine.waiting,

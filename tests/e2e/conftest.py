@@ -1,5 +1,8 @@
 """Routers that the tests of this folder share."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.router_process import router
@@ -25,3 +28,11 @@ def narrow(tmp_path_factory):
     """Lanes with one slot and one place to wait, and a model that echoes its prompt for as long as it is asked to."""
     with router(tmp_path_factory.mktemp("narrow"), OVERLOAD) as running:
         yield running
+
+
+@pytest.fixture
+def socket_root(monkeypatch):
+    """Where sockets' directories are made; short, for a Unix socket's path is limited to about a hundred bytes."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t-") as root:
+        monkeypatch.setattr(tempfile, "tempdir", root)
+        yield Path(root)

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 
 ANSWER_DEADLINE_S = 60.0
 EXIT_DEADLINE_S = 20.0
@@ -60,11 +61,8 @@ class RouterProcess:
             yield client
 
     def host_pid(self) -> int:
-        """The only child: the engines' process."""
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, line.split())) for line in listing.splitlines()]
-        (pid,) = [pid for pid, parent in pairs if parent == self.process.pid]
-        return pid
+        """The engines' process: the oldest child, for the others stand by."""
+        return min(psutil.Process(self.process.pid).children(), key=lambda child: child.create_time()).pid
 
     def end(self) -> int:
         """SIGTERM, and its exit status."""
