@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from lanes.states import IllegalTransition
+from lanes.states import following
 
 
 class PairState(StrEnum):
@@ -78,8 +78,4 @@ def after(state: PairState, event: PairEvent) -> PairState:
     Raises:
         IllegalTransition: the table has no such entry.
     """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        allowed = ", ".join(TRANSITIONS[state])
-        raise IllegalTransition(f"pair is {state}: {event} cannot happen; possible: {allowed}") from None
+    return following(TRANSITIONS, "pair", state, event)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 
 class HostState(StrEnum):
@@ -36,8 +37,25 @@ TRANSITIONS: Final[dict[HostState, dict[HostEvent, HostState]]] = {
 }
 
 
+State = TypeVar("State", bound=StrEnum)
+Event = TypeVar("Event", bound=StrEnum)
+
+
 class IllegalTransition(Exception):
     """An event that cannot happen in the present state; the state is unchanged."""
+
+
+def following(table: Mapping[State, Mapping[Event, State]], what: str, state: State, event: Event) -> State:
+    """The state that ``event`` leads to in ``table``; ``what`` names whatever is in ``state``.
+
+    Raises:
+        IllegalTransition: the table has no such entry.
+    """
+    try:
+        return table[state][event]
+    except KeyError:
+        allowed = ", ".join(table[state])
+        raise IllegalTransition(f"{what} is {state}: {event} cannot happen; possible: {allowed}") from None
 
 
 def after(state: HostState, event: HostEvent) -> HostState:
@@ -46,8 +64,4 @@ def after(state: HostState, event: HostEvent) -> HostState:
     Raises:
         IllegalTransition: the table has no such entry.
     """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        allowed = ", ".join(TRANSITIONS[state])
-        raise IllegalTransition(f"host is {state}: {event} cannot happen; possible: {allowed}") from None
+    return following(TRANSITIONS, "host", state, event)
