@@ -1,29 +1,34 @@
-"""Clients that leave while they wait, during their prompt, and out of the middle of a batch of real answers."""
+"""Every way to leave, in every state of a request, in both lanes: what it held is free, and its neighbour goes on."""
 
+import asyncio
 import json
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+import struct
+from contextlib import asynccontextmanager
 
 import anyio
 import h2.config
 import h2.connection
+import h2.events
 import pytest
 
 from tests.e2e.router_process import ANSWER_DEADLINE_S, router
 
 pytestmark = pytest.mark.anyio
 
-TEXT = "/v1/completions"
-PAIR = """
+TWO_SLOTS = """
 lanes:
-  interactive: {max_active: 1, max_queue: 8, queue_timeout: 60s}
-  throughput: {max_active: 8, max_queue: 8, queue_timeout: 60s}
+  interactive: {max_active: 2, max_queue: 16, queue_timeout: 60s}
+  throughput: {max_active: 2, max_queue: 16, queue_timeout: 60s}
 """
-NO_END = {"logit_bias": {"0": -100, "4": -100}}
-"""Keeps the embedded target, whose end tokens these are, from ending an answer early."""
-NEIGHBOUR = {"prompt": "def reverse(text):\n", "max_tokens": 200}
-LONG_PROMPT = "def f(a, b):\n    return a + b\n\n" * 150
+PATH = "/v1/completions"
+GREEDY = {"model": "auto", "temperature": 0, "stream": True, "logit_bias": {"0": -100, "4": -100}}
+NEIGHBOUR = {"prompt": "def reverse(text):\n", "max_tokens": 3000}
+FOR_EVER = {"prompt": "import os\n", "max_tokens": 3000}
+LONG_PROMPT = {"prompt": "def f(a, b):\n    return a + b\n\n" * 150, "max_tokens": 50}
 """Takes the embedded target seconds to read."""
-FOR_EVER = {"prompt": "import os\n", "max_tokens": 3500}
+COMPARED_TOKENS = 120
+RESET = struct.pack("ii", 1, 0)
 
 LANES = pytest.mark.parametrize("lane", ["interactive", "throughput"])
 
@@ -35,37 +40,110 @@ def anyio_backend():
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with router(tmp_path_factory.mktemp("pair"), PAIR) as process:
+    with router(tmp_path_factory.mktemp("pair"), TWO_SLOTS) as process:
         yield process
 
 
-@pytest.fixture(scope="module")
-def neighbours_text(running):
-    """The neighbour's answer when nobody disturbs it."""
-    body = {"model": "auto", "temperature": 0, **NO_END, **NEIGHBOUR}
-    return running.post(TEXT, body, x_opta_lane="throughput").json()["choices"][0]["text"]
+class Http1:
+    """One request on a connection of its own, over HTTP/1.1."""
+
+    async def ask(self, running, lane, fields):
+        host, port = running.url.removeprefix("http://").split(":")
+        self._reader, self._writer = await asyncio.open_connection(host, int(port))
+        self._received = b""
+        self._request(lane, json.dumps({**GREEDY, **fields}).encode())
+        return self
+
+    def _request(self, lane, body):
+        head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-opta-lane: {lane}\r\n"
+        self._writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+
+    async def started(self):
+        """Its prompt is in the host."""
+        await self._until(b"HTTP/1.1 200 ")
+
+    async def spoken(self):
+        """Its first text has come."""
+        await self._until(b"data: {")
+
+    async def _until(self, sign):
+        while sign not in self._received:
+            self._received += await self._read()
+
+    async def _read(self):
+        data = await self._reader.read(65536)
+        assert data, "the router hung up"
+        return data
+
+    async def has_no_text(self):
+        """It is given a moment, in which a short prompt would have been answered."""
+        with anyio.move_on_after(0.05):
+            await self.spoken()
+        return b"data: {" not in self._received
+
+    def close(self):
+        self._writer.close()
+
+    def reset(self):
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._writer.transport.abort()
+
+
+class Http2(Http1):
+    """The same over HTTP/2, as the only stream of its connection."""
+
+    def _request(self, lane, body):
+        self._protocol = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self._protocol.initiate_connection()
+        pseudo = [(":method", "POST"), (":path", PATH), (":scheme", "http"), (":authority", "localhost")]
+        headers = [*pseudo, ("content-type", "application/json"), ("x-opta-lane", lane)]
+        self._protocol.send_headers(1, headers)
+        self._protocol.send_data(1, body, end_stream=True)
+        self._writer.write(self._protocol.data_to_send())
+
+    async def _read(self):
+        shown = b""
+        for event in self._protocol.receive_data(await super()._read()):
+            if isinstance(event, h2.events.ResponseReceived):
+                shown += b"HTTP/1.1 %s " % dict(event.headers)[b":status"]
+            elif isinstance(event, h2.events.DataReceived):
+                shown += event.data
+        self._writer.write(self._protocol.data_to_send())
+        return shown
+
+    def reset_stream(self):
+        """The connection stays."""
+        self._protocol.reset_stream(1)
+        self._writer.write(self._protocol.data_to_send())
+
+
+WAYS = [(Http1, "close"), (Http1, "reset"), (Http2, "close"), (Http2, "reset"), (Http2, "reset_stream")]
 
 
 @asynccontextmanager
-async def client(running):
+async def neighbour(running, lane, admin):
+    """A stream that runs all the while; at the end what it has said must be what it says alone."""
+    body = {**GREEDY, **NEIGHBOUR}
+    alone = {**body, "stream": False, "max_tokens": COMPARED_TOKENS}
+    expected = (await admin.post(PATH, json=alone, headers={"x-opta-lane": lane})).json()["choices"][0]["text"]
+    async with running.http() as http, http.stream("POST", PATH, json=body, headers={"x-opta-lane": lane}) as stream:
+        lines = (line async for line in stream.aiter_lines() if line.startswith("data: {"))
+        said = text(await anext(lines))
+        yield
+        while len(said) < len(expected):
+            said += text(await anext(lines))
+        assert said.startswith(expected)
+
+
+def text(line):
+    return json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+
+
+@asynccontextmanager
+async def operator(running):
     async with running.http() as http:
         with anyio.fail_after(ANSWER_DEADLINE_S):
             yield http
-
-
-@asynccontextmanager
-async def streaming(http, lane, fields):
-    """The texts of a stream, whose client leaves at the end of the block; its prompt is on the device."""
-    body = {"model": "auto", "temperature": 0, "stream": True, **NO_END, **fields}
-    async with http.stream("POST", TEXT, json=body, headers={"X-Opta-Lane": lane}) as stream:
-        assert stream.status_code == 200
-        yield texts(stream)
-
-
-async def texts(stream):
-    async for line in stream.aiter_lines():
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))["choices"][0]["text"]
 
 
 async def until_lane(http, lane, **expected):
@@ -77,77 +155,70 @@ async def until_lane(http, lane, **expected):
         await anyio.sleep(0.01)
 
 
-async def rest_of(stream):
-    return "".join([text async for text in stream])
+async def all_is_free(admin):
+    for lane in ("interactive", "throughput"):
+        await until_lane(admin, lane, active=0, queued=0, on_device=0)
 
 
 @LANES
-async def test_who_leaves_during_a_long_prompt_frees_everything_and_spoils_nothing(running, neighbours_text, lane):
-    async with client(running) as http:
-        async with streaming(http, "throughput", NEIGHBOUR) as neighbour:
-            first = await anext(neighbour)
-            async with streaming(http, lane, {"prompt": LONG_PROMPT, "max_tokens": 50}) as unread:
-                with anyio.move_on_after(0.05) as still_reading_the_prompt:
-                    await anext(unread)
-                assert still_reading_the_prompt.cancelled_caught
-            others = 1 if lane == "throughput" else 0
-            await until_lane(http, lane, active=others, queued=0)
-            assert first + await rest_of(neighbour) == neighbours_text
-        for each in ("interactive", "throughput"):
-            await until_lane(http, each, active=0, queued=0, on_device=0)
+async def test_who_leaves_the_middle_of_its_answer_frees_its_slot(running, lane):
+    async with operator(running) as admin:
+        async with neighbour(running, lane, admin):
+            for client, way in WAYS:
+                leaver = await client().ask(running, lane, FOR_EVER)
+                await leaver.spoken()
+                await until_lane(admin, lane, active=2)
+                getattr(leaver, way)()
+                await until_lane(admin, lane, active=1, queued=0)
+                leaver.close()
+        await all_is_free(admin)
 
 
-async def test_who_leaves_the_middle_of_a_batch_frees_its_slot_and_the_others_answers_are_the_same(
-    running, neighbours_text
-):
-    async with client(running) as http, AsyncExitStack() as batch:
-        neighbour = await batch.enter_async_context(streaming(http, "throughput", NEIGHBOUR))
-        first = await anext(neighbour)
-        async with AsyncExitStack() as others:
-            # All are kept: an iterator that is forgotten closes its stream.
-            streams = [await others.enter_async_context(streaming(http, "throughput", FOR_EVER)) for _ in range(3)]
-            for stream in streams:
-                await anext(stream)
-            await until_lane(http, "throughput", active=4)
-        await until_lane(http, "throughput", active=1)
-        assert first + await rest_of(neighbour) == neighbours_text
-        await until_lane(http, "throughput", active=0, queued=0, on_device=0)
+@LANES
+async def test_who_leaves_during_its_prompt_frees_its_slot(running, lane):
+    async with operator(running) as admin:
+        async with neighbour(running, lane, admin):
+            for client, way in WAYS:
+                leaver = await client().ask(running, lane, LONG_PROMPT)
+                await leaver.started()
+                assert await leaver.has_no_text()
+                getattr(leaver, way)()
+                await until_lane(admin, lane, active=1, queued=0)
+                leaver.close()
+        await all_is_free(admin)
 
 
-async def test_who_leaves_the_queue_frees_its_place_while_the_stream_before_it_goes_on(running):
-    async with client(running) as http:
-        async with streaming(http, "interactive", FOR_EVER) as holding:
-            await anext(holding)
-            async with anyio.create_task_group() as tg:
-                for _ in range(3):
-                    tg.start_soon(ask_in_vain, http)
-                await until_lane(http, "interactive", active=1, queued=3)
-                tg.cancel_scope.cancel()
-            await until_lane(http, "interactive", active=1, queued=0)
-            assert await anext(holding) is not None
-        await until_lane(http, "interactive", active=0, queued=0, on_device=0)
+@LANES
+async def test_who_leaves_the_queue_frees_its_place_and_the_next_one_is_served(running, lane):
+    async with operator(running) as admin:
+        async with neighbour(running, lane, admin):
+            holding = await Http1().ask(running, lane, FOR_EVER)
+            await holding.spoken()
+            leavers = [(await client().ask(running, lane, FOR_EVER), way) for client, way in WAYS]
+            await until_lane(admin, lane, active=2, queued=len(WAYS))
+            next_one = await Http1().ask(running, lane, FOR_EVER)
+            await until_lane(admin, lane, active=2, queued=len(WAYS) + 1)
+            for remaining, (leaver, way) in reversed(list(enumerate(leavers, start=1))):
+                getattr(leaver, way)()
+                await until_lane(admin, lane, active=2, queued=remaining)
+                leaver.close()
+            holding.close()
+            await next_one.spoken()
+            next_one.close()
+            await until_lane(admin, lane, active=1, queued=0)
+        await all_is_free(admin)
 
 
-async def ask_in_vain(http):
-    async with streaming(http, "interactive", NEIGHBOUR):
-        raise AssertionError("there was a slot")
-
-
-async def test_who_resets_its_http2_streams_frees_their_slots_though_its_connection_stays(running):
-    body = json.dumps({"model": "auto", "stream": True, **NO_END, **FOR_EVER}).encode()
-    pseudo = [(":method", "POST"), (":path", TEXT), (":scheme", "http"), (":authority", "localhost")]
-    headers = [*pseudo, ("content-type", "application/json"), ("x-opta-lane", "throughput")]
-    protocol = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
-    protocol.initiate_connection()
-    host, port = running.url.removeprefix("http://").split(":")
-    async with client(running) as http, await anyio.connect_tcp(host, int(port)) as connection:
-        stream_ids = (1, 3, 5)
-        for stream_id in stream_ids:
-            protocol.send_headers(stream_id, headers)
-            protocol.send_data(stream_id, body, end_stream=True)
-        await connection.send(protocol.data_to_send())
-        await until_lane(http, "throughput", active=3)
-        for stream_id in stream_ids:
-            protocol.reset_stream(stream_id)
-        await connection.send(protocol.data_to_send())
-        await until_lane(http, "throughput", active=0, queued=0, on_device=0)
+async def test_several_who_leave_a_batch_at_once_free_their_slots(pair):
+    async with operator(pair) as admin:
+        async with neighbour(pair, "throughput", admin):
+            leavers = [await client().ask(pair, "throughput", FOR_EVER) for client, _ in WAYS]
+            for leaver in leavers:
+                await leaver.spoken()
+            await until_lane(admin, "throughput", active=len(WAYS) + 1)
+            for leaver, (_, way) in zip(leavers, WAYS, strict=True):
+                getattr(leaver, way)()
+            await until_lane(admin, "throughput", active=1, queued=0)
+            for leaver in leavers:
+                leaver.close()
+        await all_is_free(admin)
