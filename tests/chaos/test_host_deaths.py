@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lanes import embedded
+from lanes.resumption import GOING_DELTAS
 from tests.e2e.router_process import router
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
@@ -46,7 +47,7 @@ class Stream:
         self.prompt = prompts[number % len(prompts)].prompt[:PROMPT_CHARS]
         self.answers = []
         self.resumed = 0
-        self.got_on = False
+        self.got_on, self.pieces = False, 0
         self.killed_s = None
         self.pauses_s = []
 
@@ -81,11 +82,12 @@ class Stream:
         self.got_on = True
 
     def host_was_lost(self, at_s):
-        self.got_on = False
+        self.got_on, self.pieces = False, 0
         self.killed_s = at_s
 
     def _went_on(self):
-        self.got_on = True
+        self.pieces += 1
+        self.got_on = self.pieces >= GOING_DELTAS
         if self.killed_s is not None:
             self.pauses_s.append(time.monotonic() - self.killed_s)
             self.killed_s = None
@@ -102,7 +104,7 @@ async def under_load(running, count):
         over = anyio.Event()
         async with anyio.create_task_group() as tg:
             for stream in streams:
-                stream.got_on = False
+                stream.got_on, stream.pieces = False, 0
                 tg.start_soon(stream.run, over.is_set)
             yield streams
             over.set()
@@ -152,13 +154,13 @@ def report(streams, what):
     print(f"\n{what}: {answers} answers, all as undisturbed; {resumed} resumptions; pause {pause}")
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 6), pytest.param(50, 16, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(("kills", "count"), [(1, 4), pytest.param(50, 16, marks=pytest.mark.chaos)])
 async def test_no_stream_notices_that_its_host_is_killed_again_and_again(tmp_path, kills, count):
     chance = random.Random(4)
     with router(tmp_path, CONFIG) as running:
         async with under_load(running, count) as streams:
             for _ in range(kills):
-                # A second death without a token in between would make a stream the poison: that is another promise.
+                # A second death before a stream has got going again would make it the poison: that is another promise.
                 await all_went_on(streams)
                 await anyio.sleep(chance.uniform(0, 1))
                 await strike(running, streams, signal.SIGKILL)
@@ -167,7 +169,8 @@ async def test_no_stream_notices_that_its_host_is_killed_again_and_again(tmp_pat
         report(streams, f"{kills} kills under {count} streams")
 
 
-@pytest.mark.parametrize(("stops", "count"), [(1, 4), pytest.param(5, 16, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize(("stops", "count"), [(5, 16)])
 async def test_no_stream_notices_that_its_host_is_stopped(tmp_path, stops, count):
     with router(tmp_path, CONFIG) as running:
         async with under_load(running, count) as streams:
