@@ -139,6 +139,9 @@ class HostService:
             prompt = await to_thread.run_sync(encoder.encode, submit.prompt)
         except RequestRefused as exc:
             refusal = exc
+        except RuntimeError as exc:  # no thread can be started; the other requests need none
+            log.exception("the prompt of request %s could not be encoded", submit.request_id)
+            refusal = RequestRefused(wire.FailureCode.ENGINE_ERROR, str(exc))
         if submit.request_id not in self._encoding:
             return  # cancelled meanwhile, and answered
         self._encoding.discard(submit.request_id)
