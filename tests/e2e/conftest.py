@@ -36,3 +36,19 @@ def socket_root(monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t-") as root:
         monkeypatch.setattr(tempfile, "tempdir", root)
         yield Path(root)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Targets and drafts on the disk, by name."""
+    from tests.tiny_pairs import make, shifted, templated  # takes seconds, which most tests here need not spend
+
+    folder = tmp_path_factory.mktemp("parts")
+    return {
+        "target": make(folder / "target"),
+        "draft": make(folder / "draft", num_hidden_layers=1),
+        "shifted": shifted(make(folder / "shifted", num_hidden_layers=1)),
+        "templated": templated(make(folder / "templated", num_hidden_layers=1)),
+        "mamba": make(folder / "mamba", "mamba"),
+        "gemma": make(folder / "gemma", "gemma3_text"),
+    }

@@ -1,72 +1,12 @@
 """Pairs of every kind through the real stack: what is served, what is refused and why, and what is left of it."""
 
-import contextlib
 import json
 import struct
-import threading
 
-import httpx
-import openai
-import pytest
-
-from tests.e2e.processes import eventually, resident_bytes
+from tests.e2e.model_views import LIMIT_BYTES, ask, configuration, settled_bytes, speculative, state, view
+from tests.e2e.processes import eventually
 from tests.e2e.router_process import router
-from tests.tiny_pairs import make, shifted, templated
-
-TEXT = "/v1/completions"
-LIMIT_BYTES = 48 * 1024**2
-
-
-def body(model, **fields):
-    return {"model": model, "prompt": "def add(a, b):\n", "max_tokens": 4, "temperature": 0, **fields}
-
-
-def ask(running, model, lane="interactive", **fields):
-    return running.post(TEXT, body(model, **fields), x_opta_lane=lane)
-
-
-def speculative(answer):
-    assert answer.status_code == 200, answer.text
-    return answer.json()["opta"]["speculative"]
-
-
-def view(running, model):
-    return next(found for found in running.get("/admin/models").json()["models"] if found["name"] == model)
-
-
-def state(running, model):
-    return view(running, model)["state"]
-
-
-def configuration(pairs, approved=(), **speculation):
-    """A file's text. `pairs`: name -> (target, draft or None, other keys)."""
-    models = [
-        {"name": name, "target": str(target), **({"draft": str(draft)} if draft else {}), "keep_alive": "1h", **keys}
-        for name, (target, draft, keys) in pairs.items()
-    ]
-    matrix = [{"target": str(pairs[name][0]), "draft": str(pairs[name][1]), "evidence": "a test"} for name in approved]
-    return json.dumps(
-        {
-            "models": models,
-            "memory": {"limit": LIMIT_BYTES},
-            "speculation": {"approved": matrix, **speculation},
-            "lanes": {"interactive": {"queue_timeout": "60s"}, "throughput": {"max_active": 4}},
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """Targets and drafts on the disk, by name."""
-    folder = tmp_path_factory.mktemp("parts")
-    return {
-        "target": make(folder / "target"),
-        "draft": make(folder / "draft", num_hidden_layers=1),
-        "shifted": shifted(make(folder / "shifted", num_hidden_layers=1)),
-        "templated": templated(make(folder / "templated", num_hidden_layers=1)),
-        "mamba": make(folder / "mamba", "mamba"),
-        "gemma": make(folder / "gemma", "gemma3_text"),
-    }
+from tests.tiny_pairs import make
 
 
 def pairs_of(parts):
@@ -243,18 +183,6 @@ def test_what_is_damaged_unknown_or_too_large_fails_alone_says_why_and_leaves_no
     assert "Traceback" not in running.log.read_text()
 
 
-def settled_bytes(running):
-    """The device's memory as of a heartbeat that began after everything before."""
-    seen = []
-
-    def twice_the_same():
-        seen.append(running.get("/admin/models").json()["active_bytes"])
-        return len(seen) > 75 and len(set(seen[-75:])) == 1
-
-    eventually(twice_the_same)
-    return seen[-1]
-
-
 def cut(file):
     file.write_bytes(file.read_bytes()[:-1000])
 
@@ -280,134 +208,3 @@ def change(folder, **settings):
 def index(folder):
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-
-
-# two that fit only one at a time
-
-
-def only_one_fits(parts):
-    pairs = {"a": (parts["target"], parts["draft"], {}), "b": (parts["draft"], parts["target"], {})}
-    return configuration(pairs).replace(str(LIMIT_BYTES), str(6 * 1024**2))
-
-
-def test_twenty_clients_who_want_two_pairs_in_turn_are_all_served_without_a_load_for_each(tmp_path, parts):
-    clients, turns = 20, 3
-    answers = []
-    with router(tmp_path, only_one_fits(parts)) as running:
-
-        def client(number):
-            for turn in range(turns):
-                lane = "interactive" if number % 2 else "throughput"
-                answers.append(ask(running, "ab"[(number + turn) % 2], lane))
-
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [answer.status_code for answer in answers] == [200] * clients * turns
-        assert all(found["in_use"] == found["waiting"] == 0 for found in running.get("/admin/models").json()["models"])
-        assert loads(running) <= clients * turns / 4
-
-
-def test_a_stream_outlives_the_wish_for_its_memory(tmp_path, parts):
-    with router(tmp_path, only_one_fits(parts)) as running:
-        late = []
-        with running.sdk(**{"X-Opta-Lane": "throughput"}) as client:
-            stream = client.completions.create(
-                model="a", prompt="x", max_tokens=900, temperature=0, stream=True, logit_bias={"0": -100, "4": -100}
-            )
-            next(iter(stream))
-            thread = threading.Thread(target=lambda: late.append(ask(running, "b")))
-            thread.start()
-            eventually(lambda: state(running, "a") == "leaving" or state(running, "b") == "waiting")
-            assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
-        thread.join()
-        assert late[0].status_code == 200
-        assert (state(running, "a"), state(running, "b")) == ("absent", "resident")
-
-
-def test_a_stream_goes_on_while_another_pair_is_loaded(tmp_path, parts):
-    long = make(tmp_path / "long", max_position_embeddings=1 << 15)
-    pairs = {"running": (long, None, {}), "coming": ("embedded:target", "embedded:draft", {})}
-    chunks = []
-    with (
-        router(tmp_path, configuration(pairs).replace(str(LIMIT_BYTES), str(1 << 30))) as running,
-        running.sdk(**{"X-Opta-Lane": "throughput"}) as client,
-    ):
-        stream = client.completions.create(
-            model="running",
-            prompt="x",
-            max_tokens=30_000,
-            temperature=0,
-            stream=True,
-            logit_bias={"0": -100, "4": -100},
-        )
-
-        def read():
-            with contextlib.suppress(httpx.HTTPError, openai.APIError):
-                chunks.extend(chunk for chunk in stream)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        eventually(lambda: chunks)
-        assert running.post("/admin/models/coming/load", b"").status_code == 202
-        seen = []
-
-        def is_loading():
-            progress = view(running, "coming")["progress"]
-            assert state(running, "coming") != "failed", view(running, "coming")["message"]
-            seen.extend([progress] if progress and progress["stage"] in ("target", "draft", "calibrating") else [])
-            return seen
-
-        eventually(is_loading)
-        before = len(chunks)
-        eventually(lambda: state(running, "coming") == "resident")
-        assert len(chunks) >= before + 20
-        stages = (("target", "draft"), ("draft", "calibrating"), ("calibrating", None))
-        assert (seen[0]["stage"], seen[0]["next"]) in stages
-        assert seen[0]["done_bytes"] <= seen[0]["total_bytes"]
-        assert view(running, "running")["in_use"] == 1
-        stream.close()
-        reader.join()
-
-
-@pytest.mark.parametrize("swaps", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_memory_does_not_grow_when_pairs_change_places(tmp_path, parts, swaps):
-    with router(tmp_path, only_one_fits(parts)) as running:
-        host = running.host_pid()
-        first = None
-        for _ in range(swaps):
-            for here, there in ("ab", "ba"):
-                assert running.post(f"/admin/models/{there}/unload", b"").status_code in (200, 202)
-                assert ask(running, here).status_code == 200
-            if first is None:
-                first = settled_bytes(running), resident_bytes(host)
-        last = settled_bytes(running), resident_bytes(host)
-        assert last[0] <= first[0] * 1.05
-        assert last[1] <= first[1] * 1.05
-        assert loads(running) == 2 * swaps
-
-
-def loads(running):
-    return sum(": loaded " in line for line in running.log.read_text().splitlines())
-
-
-# operators
-
-
-def test_an_operator_loads_and_unloads_and_is_told_what_there_is_to_wait_for(tmp_path, parts):
-    with router(tmp_path, configuration({"a": (parts["target"], parts["draft"], {"keep_alive": -1})})) as running:
-        assert running.post("/admin/models/nobody/load", b"").status_code == 404
-        started = running.post("/admin/models/a/load", b"")
-        assert (started.status_code, started.json()["state"]) == (202, "preparing")
-        eventually(lambda: state(running, "a") == "resident")
-        seen = view(running, "a")
-        assert (seen["pinned"], seen["in_use"], seen["message"]) == (True, 0, None)
-        assert seen["load_s"] > 0
-        assert running.post("/admin/models/a/load", b"").status_code == 200
-        assert running.post("/admin/models/a/unload", b"").status_code == 202
-        eventually(lambda: state(running, "a") == "absent")
-        assert running.get("/admin/models").json()["reserved_bytes"] == 0
-        assert ask(running, "a").status_code == 200
-        assert "load of model a by " in running.log.read_text()
