@@ -30,7 +30,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: list[str]
     draining: bool
     pid: int | None
-    standby_pid: int | None
+    standby_pid: int | None = None
     restarts: int
     resumed: int
     waiting: int
