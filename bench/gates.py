@@ -19,6 +19,7 @@ from bench.statistics import median
 from policies.validation import decode
 from policies.yaml_source import YamlSource
 
+DRAFT: Final = "draft_model"
 GATES_FILE: Final = Path(__file__).with_name("gates.yaml")
 
 AtLeast: TypeAlias = Annotated[float, Meta(ge=0)]
@@ -117,7 +118,7 @@ def _judged(subject: Subject, matrix: Matrix, bounds: Bounds, floor: float) -> S
     speculating = _speculating(subject, matrix)
     bars = (
         at_least("share of answers that speculated", _active_share(speculating), 1.0),
-        at_least("acceptance ratio", _acceptance(speculating), floor),
+        at_least("acceptance ratio of the draft", _acceptance(speculating), floor),
         *_interactive(subject, matrix, bounds.interactive),
         at_least(
             "throughput tokens/s kept",
@@ -178,6 +179,8 @@ def _active_share(cells: Sequence[Cell]) -> float:
 
 
 def _acceptance(cells: Sequence[Cell]) -> float:
-    accepted = sum(cell.speculative.accepted for cell in cells)
-    compared = accepted + sum(cell.speculative.rejected for cell in cells)
+    """The draft model's own: what prompt lookup proposes says nothing of a pair."""
+    drafted = [cell.speculative.proposers[DRAFT] for cell in cells if DRAFT in cell.speculative.proposers]
+    accepted = sum(part.accepted for part in drafted)
+    compared = accepted + sum(part.rejected for part in drafted)
     return accepted / compared if compared else math.nan

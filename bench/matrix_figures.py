@@ -16,8 +16,8 @@ import msgspec
 
 from bench.prompts import PromptClass
 from bench.statistics import median, quantile
-from lanes.wire import Lane, SpecCounters
-from opta_router.request import SpeculativeReport
+from lanes.wire import Lane, Proposer, SpecCounters
+from opta_router.request import ProposerReport, SpeculativeReport, proposers_of
 
 Way: TypeAlias = Literal["on", "off"]
 """Speculation as the service decides, or switched off by the request."""
@@ -65,7 +65,8 @@ class Sample(Turn, frozen=True, kw_only=True):
 class SpeculativeSection(msgspec.Struct, frozen=True, kw_only=True):
     """What speculation did for some answers: the engine's own counts, added up.
 
-    ``active``: for every one of them. ``reasons``: of how many answers.
+    ``active``: for every one of them. ``reasons``: of how many answers. ``proposers``: the part of the draft model and
+    of prompt lookup.
     """
 
     active: bool
@@ -78,6 +79,7 @@ class SpeculativeSection(msgspec.Struct, frozen=True, kw_only=True):
     ignored: int
     acceptance_ratio: float | None
     mean_accepted_tokens: float | None
+    proposers: dict[Proposer, ProposerReport] = {}
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,8 +121,7 @@ class LaneComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 def section(reports: Sequence[SpeculativeReport]) -> SpeculativeSection:
     """Add up what answers say; ``unavailable`` counts are those that the engine did not give."""
-    counters = sum((counters_of(report) for report in reports), SpecCounters())
-    ratio = counters.acceptance_ratio
+    counters = sum((_counters(report) for report in reports), SpecCounters())
     return SpeculativeSection(
         active=bool(reports) and all(report.active for report in reports),
         reasons=dict(Counter(report.reason for report in reports)),
@@ -130,16 +131,30 @@ def section(reports: Sequence[SpeculativeReport]) -> SpeculativeSection:
         accepted=counters.accepted,
         rejected=counters.rejected,
         ignored=counters.ignored,
-        acceptance_ratio=None if ratio is None else round(ratio, 4),
-        mean_accepted_tokens=round(counters.accepted / counters.rounds, 3) if counters.rounds else None,
+        acceptance_ratio=_rounded(counters.acceptance_ratio),
+        mean_accepted_tokens=_rounded(counters.mean_accepted),
+        proposers=proposers_of(counters),
     )
 
 
-def counters_of(report: SpeculativeReport) -> SpecCounters:
+def _counters(report: SpeculativeReport) -> SpecCounters:
     """The counts of one answer; none where it has none."""
+    looked_up = (report.proposers or {}).get("prompt_lookup")
     return SpecCounters(
-        report.rounds or 0, report.proposed or 0, report.accepted or 0, report.rejected or 0, report.ignored or 0
+        rounds=report.rounds or 0,
+        proposed=report.proposed or 0,
+        accepted=report.accepted or 0,
+        rejected=report.rejected or 0,
+        ignored=report.ignored or 0,
+        lookup_rounds=looked_up.rounds if looked_up is not None else 0,
+        lookup_proposed=looked_up.proposed if looked_up is not None else 0,
+        lookup_accepted=looked_up.accepted if looked_up is not None else 0,
+        lookup_rejected=looked_up.rejected if looked_up is not None else 0,
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _telemetry(reports: Sequence[SpeculativeReport]) -> str:

@@ -139,6 +139,7 @@ class ProposerReport(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     proposed: int
     accepted: int
+    rejected: int
 
 
 class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -167,7 +168,7 @@ class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     @classmethod
     def of(cls, counters: wire.SpecCounters, *, requested: bool, active: bool, reason: str) -> SpeculativeReport:
         """The report of an answer whose engine counted."""
-        proposers = _proposers(counters)
+        proposers = proposers_of(counters)
         return cls(
             requested=requested,
             active=active,
@@ -186,14 +187,19 @@ class SpeculativeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         )
 
 
-def _proposers(counters: wire.SpecCounters) -> dict[wire.Proposer, ProposerReport]:
+def proposers_of(counters: wire.SpecCounters) -> dict[wire.Proposer, ProposerReport]:
+    """The part of each that proposed."""
     looked_up = ProposerReport(
-        rounds=counters.lookup_rounds, proposed=counters.lookup_proposed, accepted=counters.lookup_accepted
+        rounds=counters.lookup_rounds,
+        proposed=counters.lookup_proposed,
+        accepted=counters.lookup_accepted,
+        rejected=counters.lookup_rejected,
     )
     drafted = ProposerReport(
         rounds=counters.rounds - counters.lookup_rounds,
         proposed=counters.proposed - counters.lookup_proposed,
         accepted=counters.draft_accepted,
+        rejected=counters.draft_rejected,
     )
     parts: dict[wire.Proposer, ProposerReport] = {"draft_model": drafted, "prompt_lookup": looked_up}
     return {proposer: part for proposer, part in parts.items() if part.rounds}

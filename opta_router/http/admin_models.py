@@ -15,6 +15,7 @@ from lanes.pairs import Progress
 from opta_router.capability import capability
 from opta_router.errors import ModelNotFound
 from opta_router.http.engine import QuarantineView, quarantine_views
+from opta_router.request import ProposerReport, proposers_of
 from opta_router.service import Service
 from opta_router.speculation import PairReading
 from policies.acceptance import GateView
@@ -30,7 +31,8 @@ AT_REST = frozenset({PairState.ABSENT, PairState.RESIDENT, PairState.FAILED})
 class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's counts since the router's start, in draft tokens; ``reasons``: what was decided, how often.
 
-    ``mean_accepted_tokens`` is of a round.
+    ``mean_accepted_tokens`` is of a round; ``acceptance_by_position`` is the accepted share of what was compared as the
+    first, second, … token of a round; ``proposers`` has the part of the draft model and of prompt lookup.
     """
 
     rounds: int
@@ -40,6 +42,8 @@ class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
     ignored: int
     acceptance_ratio: float | None
     mean_accepted_tokens: float | None
+    acceptance_by_position: tuple[float, ...]
+    proposers: dict[wire.Proposer, ProposerReport]
     reasons: dict[str, int]
 
 
@@ -196,7 +200,9 @@ def _counts(reading: PairReading) -> SpeculationCounts:
         rejected=counters.rejected,
         ignored=counters.ignored,
         acceptance_ratio=None if ratio is None else round(ratio, 4),
-        mean_accepted_tokens=round(counters.accepted / counters.rounds, 3) if counters.rounds else None,
+        mean_accepted_tokens=None if counters.mean_accepted is None else round(counters.mean_accepted, 4),
+        acceptance_by_position=tuple(round(share, 4) for share in counters.acceptance_by_position),
+        proposers=proposers_of(counters),
         reasons=dict(reasons),
     )
 

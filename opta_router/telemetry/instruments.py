@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from lanes.wire import SpecCounters
 from opta_router.speculation import PairReading
 from opta_router.telemetry import names
 from opta_router.telemetry.names import Metric
@@ -111,6 +112,9 @@ class Instruments:
         drafting(names.DRAFT_IGNORED, lambda pair: pair.counters.ignored)
         drafting(names.DRAFT_PROPOSED, lambda pair: pair.counters.proposed)
         drafting(names.ROUNDS, lambda pair: pair.counters.rounds)
+        drafting(names.LOOKUP_ROUNDS, lambda pair: pair.counters.lookup_rounds)
+        drafting(names.LOOKUP_PROPOSED, lambda pair: pair.counters.lookup_proposed)
+        drafting(names.LOOKUP_ACCEPTED, lambda pair: pair.counters.lookup_accepted)
         drafting(names.ACCEPTANCE, lambda pair: pair.gate.acceptance_ratio)
         drafting(names.LOW_ACCEPTANCE, lambda pair: int(pair.gate.state is not GateState.ON))
 
@@ -122,6 +126,8 @@ class Instruments:
                     yield times, (*_of(pair), *decided)
 
         self._observe(names.SPECULATION, outcomes)
+        self._observe(names.POSITION_COMPARED, _by_position(read, lambda counters: counters.compared_at))
+        self._observe(names.POSITION_ACCEPTED, _by_position(read, lambda counters: counters.accepted_at))
 
     def _observe(self, metric: Metric, read: Callable[[], Found]) -> None:
         def observe(_options: CallbackOptions) -> Iterator[Observation]:
@@ -136,3 +142,12 @@ class Instruments:
 
 def _of(pair: PairReading) -> tuple[str, str]:
     return pair.model, pair.draft or names.NO_DRAFT
+
+
+def _by_position(read: ReadPairs, counts: Callable[[SpecCounters], tuple[int, ...]]) -> Callable[[], Found]:
+    def found() -> Found:
+        for pair in read():
+            for position, count in enumerate(counts(pair.counters), start=1):
+                yield count, (*_of(pair), str(position))
+
+    return found

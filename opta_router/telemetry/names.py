@@ -132,6 +132,8 @@ ATTRIBUTE_TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105
 """``input`` or ``output``."""
 ATTRIBUTE_SIGNAL: Final = "signal"
 """``traces``, ``metrics`` or ``logs``."""
+ATTRIBUTE_POSITION: Final = "position"
+"""A draft token's place in its round, from 1 on."""
 ATTRIBUTE_REQUESTED: Final = "requested"
 ATTRIBUTE_ACTIVE: Final = "active"
 
@@ -168,6 +170,27 @@ DRAFT_PROPOSED: Final = _counter(
     "opta.spec.draft.proposed", "{token}", "Draft tokens: accepted, rejected and ignored.", *_PAIR
 )
 ROUNDS: Final = _counter("opta.spec.rounds", "{round}", "Passes of the target over draft tokens.", *_PAIR)
+LOOKUP_ROUNDS: Final = _counter("opta.spec.lookup.rounds", "{round}", "Of the rounds, prompt lookup's.", *_PAIR)
+LOOKUP_PROPOSED: Final = _counter(
+    "opta.spec.lookup.proposed", "{token}", "Of the draft tokens, prompt lookup's.", *_PAIR
+)
+LOOKUP_ACCEPTED: Final = _counter(
+    "opta.spec.lookup.accepted", "{token}", "Of the accepted draft tokens, prompt lookup's.", *_PAIR
+)
+POSITION_COMPARED: Final = _counter(
+    "opta.spec.position.compared",
+    "{token}",
+    "Draft tokens compared, by place in the round.",
+    *_PAIR,
+    ATTRIBUTE_POSITION,
+)
+POSITION_ACCEPTED: Final = _counter(
+    "opta.spec.position.accepted",
+    "{token}",
+    "Draft tokens accepted, by place in the round.",
+    *_PAIR,
+    ATTRIBUTE_POSITION,
+)
 SPECULATION: Final = _counter(
     *("opta.spec.requests", "{request}", "Requests by whether they speculated, and why."),
     *(*_PAIR, ATTRIBUTE_REQUESTED, ATTRIBUTE_ACTIVE, ATTRIBUTE_REASON),
@@ -232,6 +255,7 @@ DROPPED: Final = _counter(
 METRICS: Final = (
     *(DRAFT_ACCEPTED, DRAFT_REJECTED, DRAFT_IGNORED, ACCEPTANCE),
     *(DRAFT_PROPOSED, ROUNDS, SPECULATION, LOW_ACCEPTANCE),
+    *(LOOKUP_ROUNDS, LOOKUP_PROPOSED, LOOKUP_ACCEPTED, POSITION_COMPARED, POSITION_ACCEPTED),
     *(REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, QUEUE_DURATION),
     *(REQUESTS, TOKENS),
     *(QUEUE_DEPTH, REQUESTS_ACTIVE, WEIGHT, DEVICE_TIME, REJECTIONS, SPILLS),

@@ -63,4 +63,4 @@ def test_a_pair_goes_from_not_approved_over_a_trial_and_its_measurement_to_appro
         view = running.get("/admin/models").json()["models"][0]["speculation"]
         assert (view["active"], view["reason"]) == (True, "approved")
         assert view["approval"]["evidence"] == str(result)
-        assert view["approval"]["measured"]["figures"]["acceptance ratio"] >= 0.35
+        assert view["approval"]["measured"]["figures"]["acceptance ratio of the draft"] >= 0.35

@@ -3,21 +3,19 @@
 from bench.matrix_figures import Place, Sample, cells, comparisons, lane_comparisons
 from bench.matrix_plan import SHORT, Subject
 from bench.matrix_result import Matrix
+from lanes.wire import SpecCounters
 from opta_router.request import SpeculativeReport
 
 SUBJECT = Subject(model="m", target="org/target", draft="org/draft")
-ACTIVE = SpeculativeReport(
-    requested=True,
-    active=True,
-    reason="approved",
-    telemetry="native",
-    rounds=10,
-    proposed=30,
-    accepted=20,
-    rejected=8,
-    ignored=2,
-    acceptance_ratio=0.7143,
-)
+
+
+def active(accepted=20, rejected=8, **counts):
+    """An answer that speculated, of so many draft tokens."""
+    counters = SpecCounters(10, accepted + rejected + 2, accepted, rejected, 2, **counts)
+    return SpeculativeReport.of(counters, requested=True, active=True, reason="approved")
+
+
+ACTIVE = active()
 OFF = SpeculativeReport(requested=False, active=False, reason="client_off")
 
 

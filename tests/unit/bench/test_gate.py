@@ -10,7 +10,7 @@ from bench.matrix_result import write
 from policies.errors import ConfigError
 from policies.load import load
 from policies.speculation import PairCapability, SpecReason, judge_pair, read_matrix, spec_policy
-from tests.unit.bench.matrices import ACTIVE, OFF, SUBJECT, a_run, matrix
+from tests.unit.bench.matrices import OFF, SUBJECT, a_run, active, matrix
 
 
 def card(samples, **fields):
@@ -29,7 +29,7 @@ def test_a_good_pair_is_ready():
     found = card(a_run())
     assert (found.verdict, found.failed, found.reasons) == ("READY", (), {})
     assert found.figures["interactive speedup"] == 2.0
-    assert found.figures["acceptance ratio"] == 0.714
+    assert found.figures["acceptance ratio of the draft"] == 0.714
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_a_good_pair_is_ready():
         ({"kept": 0.5}, [("throughput tokens/s kept", 0.5, 0.8)]),
         ({"batched_ttft_ms": 90}, [("interactive TTFT improvement over the throughput lane", 0.9, 1.0)]),
         (
-            {"report": msgspec.structs.replace(ACTIVE, accepted=2, rejected=26)},
-            [("acceptance ratio", 0.071, 0.35)],
+            {"report": active(2, 26)},
+            [("acceptance ratio of the draft", 0.071, 0.35)],
         ),
     ],
 )
@@ -57,10 +57,19 @@ def test_a_class_that_speculation_slows_down_is_named_though_the_mean_is_good():
     assert failed(found) == [("interactive speedup, json", 0.6, 0.7)]
 
 
+def test_what_prompt_lookup_proposed_says_nothing_of_the_draft():
+    looked_up = active(100, 8, lookup_rounds=6, lookup_proposed=100, lookup_accepted=98)
+    found = card(a_run(report=looked_up))
+    assert failed(found) == [("acceptance ratio of the draft", 0.2, 0.35)]
+
+
 def test_a_pair_that_did_not_speculate_is_not_ready_and_the_reasons_are_told():
     found = card(a_run(report=msgspec.structs.replace(OFF, requested=True, reason="low_acceptance")))
     assert found.verdict == "NOT READY"
-    assert {bar.promise for bar in found.failed} == {"share of answers that speculated", "acceptance ratio"}
+    assert {bar.promise for bar in found.failed} == {
+        "share of answers that speculated",
+        "acceptance ratio of the draft",
+    }
     assert found.reasons == {"low_acceptance": 3}
 
 
@@ -81,9 +90,9 @@ def test_a_whole_matrix_is_held_against_its_own_bounds():
 
 def test_a_known_pair_has_a_floor_of_its_own_and_a_model_without_a_draft_no_scorecard():
     embedded = Subject(model="m", target="embedded:target", draft="embedded:draft")
-    half = msgspec.structs.replace(ACTIVE, accepted=14, rejected=16)
+    half = active(14, 16)
     assert card(a_run(report=half)).verdict == "READY"
-    assert failed(card(a_run(report=half), subjects=(embedded,))) == [("acceptance ratio", 0.467, 0.5)]
+    assert failed(card(a_run(report=half), subjects=(embedded,))) == [("acceptance ratio of the draft", 0.467, 0.5)]
     assert judge(matrix(a_run(), subjects=(Subject(model="m", target="t", draft=None),)), read_gates()) == []
 
 
@@ -147,7 +156,7 @@ def test_a_pair_that_is_ready_is_approved_in_a_file_that_the_configuration_takes
     (entry,) = load(config).speculation.approved
     assert (entry.evidence, entry.measured.date) == (result("good"), "2026-01-02")
     assert entry.measured.machine == "a machine, cpu"
-    assert entry.measured.figures["acceptance ratio"] == 0.714
+    assert entry.measured.figures["acceptance ratio of the draft"] == 0.714
 
 
 def test_a_pair_that_is_not_ready_is_not_approved(tmp_path, result, capsys):

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from bench.recovery import WINDOW_TOKENS, _changed, _phase, bars, table
-from tests.unit.bench.matrices import ACTIVE, OFF, place, sample
+from tests.unit.bench.matrices import ACTIVE, OFF, active, place, sample
 
-BAD = msgspec.structs.replace(ACTIVE, accepted=4, rejected=60)
+BAD = active(4, 60)
 LOW = msgspec.structs.replace(OFF, requested=True, reason="low_acceptance")
 
 

@@ -94,7 +94,9 @@ def test_each_pairs_speculation_is_scraped_under_the_contracts_names():
     metrics = start_metrics(TelemetryConfig(), Tally(()))
     gate = GateView(state=GateState.OFF, acceptance_ratio=0.25, compared_tokens=40, retry_in_s=9.0, switched_off=1)
     low = Outcome(requested=True, active=False, reason=SpecReason.LOW_ACCEPTANCE)
-    counters = wire.SpecCounters(rounds=11, proposed=44, accepted=10, rejected=30, ignored=4)
+    drafted = wire.SpecCounters(8, 32, 8, 24, compared_at=(24, 8), accepted_at=(8,))
+    looked_up = wire.SpecCounters(3, 12, 2, 6, 4, 3, 12, 2, 6, compared_at=(6, 2), accepted_at=(2,))
+    counters = drafted + looked_up
     pair = PairReading(model="m", draft="d", counters=counters, outcomes={low: 3}, gate=gate)
     fresh = msgspec.structs.replace(gate, state=GateState.ON, acceptance_ratio=None)
     plain = PairReading(model="p", draft=None, counters=wire.SpecCounters(), outcomes={}, gate=fresh)
@@ -108,6 +110,12 @@ def test_each_pairs_speculation_is_scraped_under_the_contracts_names():
         ("lmx_spec_acceptance_ratio", *labels): 0.25,
         ("opta_spec_draft_proposed_total", *labels): 44,
         ("opta_spec_rounds_total", *labels): 11,
+        ("opta_spec_lookup_rounds_total", *labels): 3,
+        ("opta_spec_lookup_proposed_total", *labels): 12,
+        ("opta_spec_lookup_accepted_total", *labels): 2,
+        ("opta_spec_position_compared_total", *labels, ("position", "1")): 30,
+        ("opta_spec_position_compared_total", *labels, ("position", "2")): 10,
+        ("opta_spec_position_accepted_total", *labels, ("position", "1")): 10,
         ("opta_spec_requests_total", *decided): 3,
         ("opta_spec_low_acceptance", *labels): 1,
     }

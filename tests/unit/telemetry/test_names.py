@@ -64,9 +64,8 @@ def everything(collector):
     metrics.observe.of_engine(lambda: engine)
     gate = GateView(state=GateState.ON, acceptance_ratio=0.5, compared_tokens=2, retry_in_s=None, switched_off=0)
     decided = Outcome(requested=True, active=True, reason=SpecReason.APPROVED)
-    pair = PairReading(
-        model="opta-tiny", draft="embedded:draft", counters=SpecCounters(1, 2, 1, 1), outcomes={decided: 1}, gate=gate
-    )
+    counters = SpecCounters(1, 2, 1, 1, accepted_at=(1, 0), compared_at=(1, 1))
+    pair = PairReading(model="opta-tiny", draft="embedded:draft", counters=counters, outcomes={decided: 1}, gate=gate)
     metrics.observe.of_pairs(lambda: [pair])
     metrics.observe.of_configuration(lambda: ConfigurationReading(applied=1, refused=0))
     metrics.observe.of_telemetry(lambda: {"traces": 1, "metrics": 0, "logs": 0})
