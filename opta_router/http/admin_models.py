@@ -42,8 +42,8 @@ class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
     ignored: int
     acceptance_ratio: float | None
     mean_accepted_tokens: float | None
-    acceptance_by_position: tuple[float, ...]
-    proposers: dict[wire.Proposer, ProposerReport]
+    acceptance_by_position: tuple[float, ...] = ()
+    proposers: dict[wire.Proposer, ProposerReport] = {}
     reasons: dict[str, int]
 
 
