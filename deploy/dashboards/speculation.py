@@ -110,6 +110,30 @@ def _tokens(built: Dashboard) -> Dashboard:
             promql(_accepted_length(WINDOW), "{{model}} with {{draft_model}}"),
         )
     )
+    built = built.with_panel(
+        graph(
+            "Acceptance by place in the round",
+            "Accepted of compared, for the first, second, … draft token of a round.",
+            NOTHING_COMPARED,
+            promql(
+                share(_by_position("accepted"), _by_position("compared")),
+                "{{model}}, token {{position}}",
+            ),
+            unit="percentunit",
+            most=1,
+        )
+    )
+    built = built.with_panel(
+        graph(
+            "Prompt lookup",
+            "What the text itself proposed, among the draft tokens: rounds, tokens proposed and tokens accepted a second.",
+            NO_DRAFT,
+            *(
+                promql(per_second(f"opta_spec_lookup_{what}_total", MODEL, PAIR), f"{{{{model}}}} {what}")
+                for what in ("rounds", "proposed", "accepted")
+            ),
+        )
+    )
     return built.with_panel(
         graph(
             "Share of output from drafts",
@@ -157,6 +181,10 @@ def _requests(built: Dashboard) -> Dashboard:
 
 def _accepted_length(window: str) -> str:
     return share(tokens("accepted", window), per_second("opta_spec_rounds_total", MODEL, PAIR, window))
+
+
+def _by_position(fate: str) -> str:
+    return per_second(f"opta_spec_position_{fate}_total", MODEL, f"{PAIR}, position")
 
 
 def _from_drafts(window: str) -> str:
