@@ -126,7 +126,7 @@ def _tokens(built: Dashboard) -> Dashboard:
     built = built.with_panel(
         graph(
             "Prompt lookup",
-            "What the text itself proposed, among the draft tokens: rounds, tokens proposed and tokens accepted a second.",
+            "What the text itself proposed: its rounds, and its part of the draft tokens, a second.",
             NO_DRAFT,
             *(
                 promql(per_second(f"opta_spec_lookup_{what}_total", MODEL, PAIR), f"{{{{model}}}} {what}")
