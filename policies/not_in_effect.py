@@ -6,7 +6,6 @@ from typing import Any
 
 NOT_IN_EFFECT: Mapping[str, str] = MappingProxyType(
     {
-        "telemetry.record_content": "prompts and answers are never recorded",
     }
 )
 

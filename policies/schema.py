@@ -274,6 +274,9 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
     trust_client_sampling: bool = False
     record_content: Annotated[bool, Meta(description="record prompts and answers in spans")] = False
     sample_ratio: Ratio = 1.0
+    max_traces_per_s: Annotated[
+        float, Meta(ge=0, le=10_000, description="of more requests a second some are traced, and all are counted")
+    ] = 25.0
 
 
 class Config(_Section, frozen=True, kw_only=True):

@@ -159,8 +159,9 @@ class _Inference:
         pieces: list[str] = []
         while (text := await answer.text()) is not None:
             pieces.append(text)
-        ending = self._finished(answer)
-        await self._exchange.respond(200, openai.encode(facts, "".join(pieces), ending), _routing(answer))
+        whole = "".join(pieces)
+        ending = self._finished(answer, whole)
+        await self._exchange.respond(200, openai.encode(facts, whole, ending), _routing(answer))
 
     async def _streamed(self, facts: openai.AnswerFacts, answer: Answer) -> None:
         stream = openai.StreamEncoder(facts)
@@ -168,6 +169,7 @@ class _Inference:
         await self._exchange.start(200, CONTENT_TYPE, headers)
         self._stream = stream
         data = stream.start()
+        recorded: list[str] | None = [] if self._trace.records_content else None
         patience_s = FIRST_KEEP_ALIVE_S
         while True:
             text: str | None = ""
@@ -179,17 +181,19 @@ class _Inference:
             if text is None:
                 break
             data += stream.delta(text, answer.drafted) if text else b""
+            if recorded is not None:
+                recorded.append(text)
             if data and answer.ending is None:  # the last words go together with the end
                 await self._exchange.write(data, more=True)
                 data = b""
-        ending = self._finished(answer)
+        ending = self._finished(answer, "".join(recorded or ()))
         await self._exchange.write(data + stream.finish(ending), more=False)
 
-    def _finished(self, answer: Answer) -> Ending:
+    def _finished(self, answer: Answer, text: str) -> Ending:
         """Tell the trace before the last write: whoever leaves during that has not cancelled anything."""
         if answer.ending is None:
             raise RuntimeError("the answer has not ended")
-        self._trace.finished(answer.ending)
+        self._trace.finished(answer.ending, text)
         return answer.ending
 
     async def _failed(self, error: RouterError) -> None:

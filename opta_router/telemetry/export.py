@@ -1,4 +1,4 @@
-"""Spans on their way to a collector: OTLP over HTTP, from a thread of the SDK's.
+"""Traces on their way to a collector: OTLP over HTTP, from a thread of the SDK's.
 
 Whatever the collector does, the event loop only ever appends to a bounded queue, and a shutdown is bounded, too: the
 SDK's own would wait 30 s for a collector that does not answer.
@@ -6,31 +6,33 @@ SDK's own would wait 30 s for a collector that does not answer.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Final, cast
 
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, SamplingResult, TraceIdRatioBased
-from opentelemetry.trace import Link, SpanKind, TraceState
-from opentelemetry.util.types import Attributes
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from opta_router.telemetry import facts, names
 from opta_router.telemetry.quiet_logs import quieten
 from opta_router.telemetry.resource import EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
-from opta_router.telemetry.spans import SpanTrace, parent_of
+from opta_router.telemetry.sampling import Sampling
+from opta_router.telemetry.spans import parent_of
+from opta_router.telemetry.told import ToldTrace
 from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing
 from policies.schema import TelemetryConfig
 
-MAX_QUEUED_SPANS: Final = 2048
-MAX_ATTRIBUTE_CHARS: Final = 1024
-"""Longer values are cut: header values and stop strings are as long as a client makes them."""
+log = logging.getLogger(__name__)
+
+MAX_QUEUED_TRACES: Final = 512
+BATCH_TRACES: Final = 32
+"""Sent together. Their encoding takes the interpreter from the event loop for a few milliseconds, so they are few."""
 
 
 class OtlpTracing(Tracing):
@@ -40,17 +42,10 @@ class OtlpTracing(Tracing):
         quieten()
         # A header given here stands beside those of OTEL_EXPORTER_OTLP_HEADERS, and wins.
         exporter = OTLPSpanExporter(endpoint, headers=dict(config.otlp_headers), timeout=EXPORT_TIMEOUT_S)
-        self._exporter = CountedExporter(exporter)
-        self._processor = BoundedProcessor(self._exporter)
-        self._provider = TracerProvider(
-            sampler=sampler(config),
-            resource=resource_of(config),
-            # Its exit hook would wait without a deadline.
-            shutdown_on_exit=False,
-            span_limits=SpanLimits(max_attribute_length=MAX_ATTRIBUTE_CHARS),
-        )
-        self._provider.add_span_processor(self._processor)
-        self._tracer = self._provider.get_tracer(names.SCOPE, version("opta-router"))
+        self._exporter = TraceExporter(exporter, resource_of(config))
+        self._queue = TraceQueue(self._exporter)
+        self._sampling = Sampling(config, time.monotonic)
+        self._records_content = config.record_content
         self._closing: threading.Thread | None = None
 
     @property
@@ -59,9 +54,9 @@ class OtlpTracing(Tracing):
         return True
 
     @property
-    def dropped_spans(self) -> int:
-        """See :class:`Tracing`. Refused because the queue was full, or lost on the way."""
-        return self._processor.refused + self._exporter.failed
+    def dropped_traces(self) -> int:
+        """See :class:`Tracing`. Beyond the rate, refused because the queue was full, or lost on the way."""
+        return self._sampling.beyond_rate + self._queue.refused + self._exporter.failed
 
     def request(
         self,
@@ -74,27 +69,23 @@ class OtlpTracing(Tracing):
         http_version: str = "1.1",
     ) -> RequestTrace:
         """See :class:`Tracing`."""
-        begun_wall_ns = time.time_ns()
-        server = self._tracer.start_span(
-            f"{method} {route}",
-            parent_of(headers),
-            SpanKind.SERVER,
-            facts.of_exchange(
-                method=method,
-                route=route,
-                headers=headers,
-                scheme=scheme,
-                client_address=client_address,
-                http_version=http_version,
-            ),
-            start_time=begun_wall_ns,
+        parent = parent_of(headers)
+        if not self._sampling.wants(parent):
+            return NO_TRACE
+        exchange = facts.of_exchange(
+            method=method,
+            route=route,
+            headers=headers,
+            scheme=scheme,
+            client_address=client_address,
+            http_version=http_version,
         )
-        return SpanTrace(self._tracer, server, begun_wall_ns) if server.is_recording() else NO_TRACE
+        return ToldTrace(f"{method} {route}", exchange, parent, self._queue.put, records_content=self._records_content)
 
     def shutdown(self) -> bool:
         """See :class:`Tracing`."""
         if self._closing is None:
-            self._closing = threading.Thread(target=self._provider.shutdown, name="opta-tracing-shutdown", daemon=True)
+            self._closing = threading.Thread(target=self._queue.shutdown, name="opta-tracing-shutdown", daemon=True)
             self._closing.start()
         self._closing.join(SHUTDOWN_S)
         in_time = not self._closing.is_alive()
@@ -102,56 +93,40 @@ class OtlpTracing(Tracing):
         return in_time
 
 
-def sampler(config: TelemetryConfig) -> Sampler:
-    """``sample_ratio`` decides for a new trace, and for a client's unless the client's own decision is trusted."""
-    ours = _OwnDraw(config.sample_ratio)
-    if config.trust_client_sampling:
-        return ParentBased(ours)
-    return ParentBased(ours, remote_parent_sampled=ours, remote_parent_not_sampled=ours)
+class TraceExporter(SpanExporter):
+    """Makes the spans of whole traces and sends them; counts traces that are taken, and those that are lost.
 
-
-class _OwnDraw(TraceIdRatioBased):
-    """Draws afresh instead of looking at the trace id: a client that picks its ids must not pick what is kept."""
-
-    _ids = RandomIdGenerator()
-
-    def should_sample(  # noqa: PLR0917 - the SDK's signature
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        drawn = self._ids.generate_trace_id()
-        return super().should_sample(parent_context, drawn, name, kind, attributes, links, trace_state)
-
-
-class CountedExporter(SpanExporter):
-    """Counts what goes through and what is lost; after :meth:`close` that is everything, at once.
-
-    The two counters have one writer, the processor's thread.
+    After :meth:`close` that is every one, at once. The two counters have one writer, the queue's thread.
     """
 
-    def __init__(self, inner: SpanExporter) -> None:
+    def __init__(self, inner: SpanExporter, resource: Resource) -> None:
         self._inner = inner
+        self._resource = resource
+        self._scope = InstrumentationScope(names.SCOPE, version("opta-router"))
         self._lock = threading.Lock()
         self._closed = False
         self.taken = 0
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """On the processor's thread."""
-        self.taken += len(spans)
-        result = SpanExportResult.FAILURE
+        """On the queue's thread. What comes are traces: see :meth:`TraceQueue.put`."""
+        traces = cast(Sequence[ToldTrace], spans)
+        self.taken += len(traces)
+        sent = 0
         try:
-            result = self._inner.export(spans)
+            made = [found for trace in traces if (found := self._spans(trace))]
+            if self._inner.export([span for found in made for span in found]) is SpanExportResult.SUCCESS:
+                sent = len(made)
         finally:
-            if result is not SpanExportResult.SUCCESS:
-                self.failed += len(spans)
-        return result
+            self.failed += len(traces) - sent
+        return SpanExportResult.SUCCESS if sent == len(traces) else SpanExportResult.FAILURE
+
+    def _spans(self, trace: ToldTrace) -> list[ReadableSpan]:
+        try:
+            return trace.spans(self._resource, self._scope)
+        except Exception:
+            log.exception("a trace could not be made")
+            return []
 
     def shutdown(self) -> None:
         """The SDK's word for :meth:`close`."""
@@ -166,20 +141,24 @@ class CountedExporter(SpanExporter):
         self._inner.shutdown()
 
 
-class BoundedProcessor(BatchSpanProcessor):
-    """Refuses a span, and counts it, where the SDK's queue would overflow, log a line and count nothing."""
+class TraceQueue(BatchSpanProcessor):
+    """The SDK's queue and its thread, for whole traces instead of spans.
 
-    def __init__(self, exporter: CountedExporter) -> None:
-        super().__init__(exporter, max_queue_size=MAX_QUEUED_SPANS)
+    Where the SDK's queue would overflow, log a line and count nothing, it refuses a trace and counts it.
+    """
+
+    def __init__(self, exporter: TraceExporter) -> None:
+        super().__init__(exporter, max_queue_size=MAX_QUEUED_TRACES, max_export_batch_size=BATCH_TRACES)
         self._exporter = exporter
         self._accepted = 0
         self.refused = 0
 
-    def on_end(self, span: ReadableSpan) -> None:
+    def put(self, trace: ToldTrace) -> None:
         """Never waits."""
         # What is accepted and not yet taken is never less than what is queued.
-        if self._accepted - self._exporter.taken >= MAX_QUEUED_SPANS:
+        if self._accepted - self._exporter.taken >= MAX_QUEUED_TRACES:
             self.refused += 1
             return
         self._accepted += 1
-        super().on_end(span)
+        # All that the SDK asks of it before it comes to the exporter is whether its context is sampled.
+        self.on_end(cast(ReadableSpan, trace))

@@ -6,7 +6,7 @@ door does for a request. Its data model and its exporters are used all the same:
 
 from __future__ import annotations
 
-import math
+import time
 from bisect import bisect_left
 from typing import NamedTuple
 
@@ -34,19 +34,26 @@ class Buckets:
     ``examples`` has the latest recorded request of each bucket that had one.
     """
 
-    __slots__ = ("counts", "examples", "least", "most", "total")
+    __slots__ = ("_bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self.least, self.most = math.inf, -math.inf
         self.examples: list[Example | None] = [None] * len(self.counts)
+
+    def record(self, value: float, identity: Identity | None) -> None:
+        """One value; a bound belongs to the bucket below it, as Prometheus and OpenTelemetry have it."""
+        index = bisect_left(self._bounds, value)
+        self.counts[index] += 1
+        self.total += value
+        if identity is not None:
+            self.examples[index] = Example(value, time.time_ns(), identity)
 
     def copied(self) -> Buckets:
         """As it is now."""
-        copy = Buckets(())
+        copy = Buckets(self._bounds)
         copy.counts, copy.total, copy.examples = self.counts.copy(), self.total, self.examples.copy()
-        copy.least, copy.most = self.least, self.most
         return copy
 
 
@@ -57,23 +64,12 @@ class Histogram:
         self.metric = metric
         self.series: dict[tuple[str | None, ...], Buckets] = {}
 
-    def expect(self, labels: tuple[str | None, ...]) -> Buckets:
+    def of(self, *labels: str | None) -> Buckets:
         """The series, from now on there if it was not: a count that begins above zero is lost to ``rate()``."""
         found = self.series.get(labels)
         if found is None:
             found = self.series[labels] = Buckets(self.metric.bounds)
         return found
-
-    def record(self, value: float, labels: tuple[str | None, ...], time_ns: int, identity: Identity | None) -> None:
-        """One value; a bound belongs to the bucket below it, as Prometheus and OpenTelemetry have it."""
-        buckets = self.expect(labels)
-        index = bisect_left(self.metric.bounds, value)
-        buckets.counts[index] += 1
-        buckets.total += value
-        buckets.least = min(buckets.least, value)
-        buckets.most = max(buckets.most, value)
-        if identity is not None:
-            buckets.examples[index] = Example(value, time_ns, identity)
 
     def in_use(self) -> list[tuple[tuple[str | None, ...], Buckets]]:
         """The series that have a value."""

@@ -1,6 +1,7 @@
 """What a request is told as, for the metrics: a trace around the trace, which counts what it is told.
 
-It keeps a few times and names, and adds them to the :class:`Tally` when the request is over. Nothing is done per token.
+It keeps a few times, and adds them to the :class:`Tally` when the request is over. Nothing is done per token. All
+requests of a saturated front door pay for this, so it is measured in tenths of microseconds, and written so.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Final
 
 from lanes.wire import Lane
 from opta_router.request import Ending, GenerationRequest, OptaReport, Usage
-from opta_router.telemetry import names
-from opta_router.telemetry.tally import Share, Tally
+from opta_router.telemetry.histograms import Identity
+from opta_router.telemetry.tally import Served, Share, Tally
 from opta_router.telemetry.tracing import RequestTrace
 from policies.classify import Classification
 
@@ -23,10 +24,8 @@ class MeteredTrace(RequestTrace):
     """Tells ``trace`` everything, and the tally what matters to it."""
 
     __slots__ = (
-        "_admitted",
         "_begun_s",
         "_first_s",
-        "_lane",
         "_model",
         "_moved_after_tokens",
         "_moved_to",
@@ -35,6 +34,7 @@ class MeteredTrace(RequestTrace):
         "_queued_s",
         "_read_usage",
         "_reason",
+        "_served",
         "_settled",
         "_tally",
         "_tokens",
@@ -47,17 +47,25 @@ class MeteredTrace(RequestTrace):
         self._begun_s = time.monotonic()
         self._queued_s: float | None = None
         self._first_s: float | None = None
-        self._operation = ""
-        self._model = names.NO_MODEL
-        self._lane: str = names.NO_LANE  # what was asked for, then the one that took it
-        self._admitted: Lane | None = None
-        self._moved_to: Lane | None = None
+        self._operation = self._model = ""
+        self._served: Served | None = None  # of the lane that was asked for, then of the one that took it
+        self._moved_to: Served | None = None
         self._moved_after_tokens = 0
         self._read_usage: Callable[[], Usage] | None = None
         self._settled = False
         self._tokens = 0
         self._outcome: str | None = None
         self._reason = ""
+
+    @property
+    def records_content(self) -> bool:
+        """See :class:`RequestTrace`."""
+        return self._trace.records_content
+
+    @property
+    def identity(self) -> Identity | None:
+        """See :class:`RequestTrace`."""
+        return self._trace.identity
 
     def classified(
         self,
@@ -69,7 +77,8 @@ class MeteredTrace(RequestTrace):
         draft_model: str | None = None,
     ) -> None:
         """See :class:`RequestTrace`."""
-        self._operation, self._model, self._lane = request.operation, verdict.model, verdict.lane
+        self._operation, self._model = request.operation, verdict.model
+        self._served = self._tally.served(request.operation, verdict.model, verdict.lane)
         self._trace.classified(request, verdict, request_id=request_id, sub_client=sub_client, draft_model=draft_model)
 
     def queued(self) -> None:
@@ -80,16 +89,16 @@ class MeteredTrace(RequestTrace):
 
     def admitted(self, lane: Lane, route: str) -> None:
         """See :class:`RequestTrace`."""
-        self._lane = self._admitted = lane
+        self._served = self._tally.served(self._operation, self._model, lane)
         if self._queued_s is not None:
-            self._tally.waits.record(time.monotonic() - self._queued_s, (lane,), time.time_ns(), self._trace.identity)
+            self._tally.waits[lane].record(time.monotonic() - self._queued_s, self._trace.identity)
         self._trace.admitted(lane, route)
 
     def dispatched(self, read_usage: Callable[[], Usage]) -> None:
         """See :class:`RequestTrace`."""
-        if not self._settled and self._read_usage is None:
+        if not self._settled and self._read_usage is None and self._served is not None:
             self._read_usage = read_usage
-            self._tally.begin(self, self._share)
+            self._tally.begin(self)
         self._trace.dispatched(read_usage)
 
     def first_token(self) -> None:
@@ -100,7 +109,8 @@ class MeteredTrace(RequestTrace):
 
     def demoted(self, lane: Lane, emitted_tokens: int) -> None:
         """See :class:`RequestTrace`."""
-        self._moved_to, self._moved_after_tokens = lane, emitted_tokens
+        self._moved_to = self._tally.served(self._operation, self._model, lane)
+        self._moved_after_tokens = emitted_tokens
         self._trace.demoted(lane, emitted_tokens)
 
     def interrupted(self) -> None:
@@ -113,70 +123,68 @@ class MeteredTrace(RequestTrace):
 
     def settled(self, usage: Usage) -> None:
         """See :class:`RequestTrace`."""
-        if self._settled or self._admitted is None:
+        if self._settled or self._served is None:
             return
         self._settled = True
-        self._tally.settle(self, self._share_of(usage, self._admitted))
+        if self._moved_to is None:
+            self._tally.settle(self, self._served, usage)
+        else:
+            self._tally.settle_moved(self, Share(self._served, usage, self._moved_to, self._moved_after_tokens))
         self._trace.settled(usage)
 
-    def finished(self, ending: Ending) -> None:
+    def finished(self, ending: Ending, text: str = "") -> None:
         """See :class:`RequestTrace`."""
-        finished = ending.finished
-        if self._ends("cancelled" if finished.reason == "cancelled" else "ok", finished.reason):
+        if self._outcome is None:
+            finished = ending.finished
+            self._outcome = "cancelled" if finished.reason == "cancelled" else "ok"
+            self._reason = finished.reason
             self._tokens = finished.completion_tokens
-        self._trace.finished(ending)
+        self._trace.finished(ending, text)
 
     def failed(self, code: str, report: OptaReport | None = None) -> None:
         """See :class:`RequestTrace`."""
-        self._ends("failed", code)
+        if self._outcome is None:
+            self._outcome, self._reason = "failed", code
         self._trace.failed(code, report)
 
     def cancelled(self, report: OptaReport | None = None) -> None:
         """See :class:`RequestTrace`."""
-        self._ends("cancelled", "cancelled")
+        if self._outcome is None:
+            self._outcome = self._reason = "cancelled"
         self._trace.cancelled(report)
 
     def responded(self, status: int | None) -> None:
         """See :class:`RequestTrace`."""
-        self._over(status)
+        if self._outcome == "ok" and self._served is not None:
+            self._over_well(self._served)
+        else:
+            self._over(status)
         self._trace.responded(status)
 
-    def _ends(self, outcome: str, reason: str) -> bool:
-        """Whether this is its end: the first that is told."""
-        if self._outcome is not None:
-            return False
-        self._outcome, self._reason = outcome, reason
-        return True
+    def share(self) -> Share:
+        """On any thread, as far as it has come."""
+        if self._read_usage is None or self._served is None:
+            raise RuntimeError("not dispatched")
+        return Share(self._served, self._read_usage(), self._moved_to, self._moved_after_tokens)
+
+    def _over_well(self, served: Served) -> None:
+        served.count("ok", self._reason)
+        now_s, identity = time.monotonic(), self._trace.identity
+        served.durations.record(now_s - self._begun_s, identity)
+        if self._first_s is None:
+            return
+        served.first_tokens.record(self._first_s - self._begun_s, identity)
+        if self._tokens > 1:
+            served.token_times.record((now_s - self._first_s) / (self._tokens - 1), identity)
 
     def _over(self, status: int | None) -> None:
         outcome, reason = self._outcome or "failed", self._reason or "internal_error"
         if outcome == "failed" and status is not None:
             outcome = "rejected" if status in _REJECTED else "invalid" if 400 <= status < 500 else "failed"
-        self._tally.over(self._lane, self._model, outcome, reason)
-        if not self._operation:
+        served = self._served
+        if served is None:
+            self._tally.not_understood[outcome, reason] += 1
             return
-        now_s, now_ns, identity = time.monotonic(), time.time_ns(), self._trace.identity
-        served = self._operation, names.PROVIDER, self._model, self._lane
-        error = None if outcome in ("ok", "cancelled") else reason
-        self._tally.durations.record(now_s - self._begun_s, (*served, error), now_ns, identity)
-        if outcome != "ok" or self._first_s is None:
-            return
-        self._tally.first_tokens.record(self._first_s - self._begun_s, served, now_ns, identity)
-        if self._tokens > 1:
-            mean_s = (now_s - self._first_s) / (self._tokens - 1)
-            self._tally.token_times.record(mean_s, served, now_ns, identity)
-
-    def _share(self) -> Share:
-        """On any thread, as far as it has come."""
-        if self._read_usage is None or self._admitted is None:
-            raise RuntimeError("not dispatched")
-        return self._share_of(self._read_usage(), self._admitted)
-
-    def _share_of(self, usage: Usage, lane: Lane) -> Share:
-        return Share(
-            lane=lane,
-            model=self._model,
-            usage=usage,
-            moved_to=self._moved_to,
-            moved_after_tokens=self._moved_after_tokens,
-        )
+        served.count(outcome, reason)
+        durations = served.durations if outcome == "cancelled" else served.durations_of(reason)
+        durations.record(time.monotonic() - self._begun_s, self._trace.identity)

@@ -93,8 +93,9 @@ def _metric(histogram: Histogram, begun_ns: int, now_ns: int) -> MetricData:
             sum=buckets.total,
             bucket_counts=buckets.counts,
             explicit_bounds=metric.bounds,
-            min=buckets.least,
-            max=buckets.most,
+            # Of a sum since the start they say nothing, and the encoder leaves them out.
+            min=None,  # type: ignore[arg-type]
+            max=None,  # type: ignore[arg-type]
             exemplars=[_exemplar(example) for example in buckets.examples if example is not None],
         )
         for labels, buckets in histogram.in_use()

@@ -22,6 +22,7 @@ LOGGERS: Final = (
     "opentelemetry.sdk.metrics._internal.instrument",
     "opentelemetry.sdk.trace",
     "opentelemetry.sdk.trace.export",
+    "opta_router.telemetry.export",
 )
 
 

@@ -53,7 +53,7 @@ class Recorder:
 
     def dropped(self) -> dict[str, int]:
         """What was recorded and will never arrive, by signal, since the start."""
-        return {"traces": self.tracing.dropped_spans, "metrics": self.metrics.dropped_points}
+        return {"traces": self.tracing.dropped_traces, "metrics": self.metrics.dropped_points}
 
     def shutdown(self) -> None:
         """Send what is left, side by side, for each may take all the time that an exit has. Blocks; safe to repeat."""

@@ -1,7 +1,7 @@
 """What the dispatcher tells about a request, and the tracing that records nothing.
 
 With tracing off, these classes are what runs: no OpenTelemetry package is imported, no thread started, and a call is
-an empty method. :mod:`opta_router.telemetry.spans` and :mod:`opta_router.telemetry.export` are the recording twins.
+an empty method. :mod:`opta_router.telemetry.told` and :mod:`opta_router.telemetry.export` are the recording twins.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ class RequestTrace:
     """
 
     __slots__ = ()
+
+    @property
+    def records_content(self) -> bool:
+        """Whether prompt and answer are recorded: then :meth:`finished` wants the answer's text."""
+        return False
 
     @property
     def identity(self) -> Identity | None:
@@ -66,8 +71,10 @@ class RequestTrace:
     def settled(self, usage: Usage) -> None:
         """The host has said its last word on it, before or after its end here: what it used in all."""
 
-    def finished(self, ending: Ending) -> None:
-        """The answer is complete, or was cancelled and the host has acknowledged it."""
+    def finished(self, ending: Ending, text: str = "") -> None:
+        """The answer is complete, or was cancelled and the host has acknowledged it. ``text``: the answer, for a trace
+        that :attr:`records_content`.
+        """
 
     def failed(self, code: str, report: OptaReport | None = None) -> None:
         """It ended badly: an error's stable ``code``, never its message. ``report``: what is known all the same."""
@@ -88,8 +95,8 @@ class Tracing:
         return False
 
     @property
-    def dropped_spans(self) -> int:
-        """Spans that were recorded and will never arrive, since the start."""
+    def dropped_traces(self) -> int:
+        """Traces that were to be sent and will never arrive, or not whole, since the start."""
         return 0
 
     def request(

@@ -1,7 +1,12 @@
 """Traces of real requests, as a collector receives them over OTLP, and collectors that are not there."""
 
-import pytest
+import json
 
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from opta_router.telemetry import names
+from tests.e2e.processes import eventually
 from tests.e2e.router_process import router
 from tests.otlp import black_hole, collecting, refusing
 
@@ -11,6 +16,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 CANARY = "canary_in_the_prompt"
 BODY = {"model": "auto", "prompt": f"def {CANARY}(path):\n", "max_tokens": 48, "temperature": 0}
 SPEC = "opta.spec.draft."
+DURATION = "gen_ai_server_request_duration_seconds"
 ECHO = "models: [{name: echo, target: 'scripted:', preload: true}]\n"
 
 
@@ -23,8 +29,9 @@ def collector():
 @pytest.fixture(scope="module")
 def traced(collector, tmp_path_factory):
     config = f"telemetry: {{otlp_endpoint: '{collector.endpoint}'}}"
-    # By default spans are sent every five seconds.
-    with router(tmp_path_factory.mktemp("traced"), config, {"OTEL_BSP_SCHEDULE_DELAY": "100"}) as running:
+    # By default spans are sent every five seconds, and metrics every minute.
+    often = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
+    with router(tmp_path_factory.mktemp("traced"), config, often) as running:
         yield running
 
 
@@ -89,6 +96,54 @@ def test_every_complete_answer_is_told_as_complete(traced, arrived, stream):
         assert client.attributes["gen_ai.usage.output_tokens"] == 2
 
 
+def families_of(running):
+    """What is scraped as OpenMetrics, by name."""
+    openmetrics = running.get("/metrics", accept="application/openmetrics-text")
+    return {family.name: family for family in text_string_to_metric_families(openmetrics.text)}
+
+
+def sample(families, name, series, **labels):
+    """The sum of one series of a family over all other labels."""
+    return sum(
+        one.value for one in families[name].samples if one.name == series and labels.items() <= one.labels.items()
+    )
+
+
+def test_what_is_counted_is_what_was_answered(traced):
+    before = families_of(traced)
+    answer = traced.post(TEXT, BODY, x_opta_lane="throughput").json()
+    served = {"gen_ai_request_model": "opta-tiny", "opta_lane": "throughput", "error_type": ""}
+
+    def grown(name, series, **labels):
+        return sample(families_of(traced), name, series, **labels) - sample(before, name, series, **labels)
+
+    # A request is over when its last byte is on its way, so its client may be quicker.
+    eventually(lambda: grown(DURATION, f"{DURATION}_count", **served) == 1)
+    batched, usage = {"lane": "throughput", "model": "opta-tiny"}, answer["usage"]
+    for kind, tokens in (("input", usage["prompt_tokens"]), ("output", usage["completion_tokens"])):
+        assert grown("opta_router_tokens", "opta_router_tokens_total", **batched, gen_ai_token_type=kind) == tokens
+    assert grown("opta_router_requests", "opta_router_requests_total", **batched, outcome="ok") == 1
+    (resident,) = (model["reserved_bytes"] for model in traced.get("/admin/models").json()["models"])
+    assert (
+        sample(families_of(traced), "opta_model_memory_bytes", "opta_model_memory_bytes", model="opta-tiny") == resident
+    )
+
+
+def test_every_metric_of_the_table_is_scraped_and_pushed_and_no_other_and_examples_lead_to_traces(traced, collector):
+    assert traced.post(TEXT, BODY, x_opta_lane="interactive").status_code == 200
+    families = families_of(traced)
+    table = {metric.prometheus_name.removesuffix("_total"): metric for metric in names.METRICS}
+    assert families.keys() == table.keys() | {"target"}
+    assert {name: families[name].type for name in table} == {name: metric.kind for name, metric in table.items()}
+    eventually(lambda: {point.name for point in collector.points} == {metric.name for metric in names.METRICS})
+    exemplars = {
+        *(one.exemplar.labels["trace_id"] for one in families[DURATION].samples if one.exemplar),
+        *(trace_id for point in collector.points for trace_id in point.exemplars),
+    }
+    assert exemplars
+    collector.wait_for(lambda spans: exemplars <= {span.trace_id for span in spans})
+
+
 def test_the_throughput_lane_says_why_it_did_not_speculate(traced, arrived):
     body = {"model": "auto", "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4}
     answer = traced.post(CHAT, body, x_request_id="batched", x_opta_lane="throughput")
@@ -130,3 +185,18 @@ def test_a_collector_that_is_not_there_changes_nothing(tmp_path, absent):
             assert running.post(TEXT, {"model": "echo", "prompt": "ab", "max_tokens": 2}).status_code == 200
         assert running.end() == 0
         assert len(running.log.read_text().splitlines()) < 15
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_prompt_and_answer_are_in_the_trace_where_that_is_asked_for(tmp_path, collector, stream):
+    config = f"{ECHO}telemetry: {{otlp_endpoint: '{collector.endpoint}', record_content: true}}\n"
+    with router(tmp_path, config) as running:
+        body = {"model": "echo", "messages": [{"role": "user", "content": CANARY}], "max_tokens": 64, "stream": stream}
+        assert running.post(CHAT, body, x_request_id=f"content-{stream}").status_code == 200
+        assert running.end() == 0
+    (found,) = (
+        span.attributes for span in collector.spans if span.attributes.get("gen_ai.request.id") == f"content-{stream}"
+    )
+    assert json.loads(found["gen_ai.input.messages"])[0]["parts"] == [{"type": "text", "content": CANARY}]
+    (answered,) = json.loads(found["gen_ai.output.messages"])
+    assert answered["parts"] == [{"type": "text", "content": CANARY}]

@@ -1,18 +1,24 @@
 """Spans on the wire, and collectors that do not take them."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 from importlib.metadata import version
 
+import msgspec
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from lanes import wire
+from opta_router.request import GenerationRequest
 from opta_router.telemetry import NO_TRACE, start_tracing
-from opta_router.telemetry.export import MAX_ATTRIBUTE_CHARS, MAX_QUEUED_SPANS, BoundedProcessor, CountedExporter
+from opta_router.telemetry.export import BATCH_TRACES, MAX_QUEUED_TRACES, TraceExporter, TraceQueue
 from opta_router.telemetry.quiet_logs import LOGGERS, OncePerInterval
+from opta_router.telemetry.span_data import MAX_ATTRIBUTE_CHARS
+from opta_router.telemetry.told import ToldTrace
 from policies.quantities import Secret
 from policies.schema import TelemetryConfig
 from tests.otlp import black_hole, refusing
@@ -50,7 +56,7 @@ def test_spans_arrive_with_the_service_and_the_configured_headers(collector, mon
     assert path == "/v1/traces"
     assert sent.get("content-encoding", "none") == compression
     assert (sent["x-key"], sent["x-from"], sent["x-both"]) == ("k", "environment", "configuration")
-    assert tracing.dropped_spans == 0
+    assert tracing.dropped_traces == 0
     assert sending_threads() == []
 
 
@@ -85,7 +91,7 @@ def test_a_clients_sampling_counts_only_if_trusted(collector, trusted, ratio, fl
 
 
 def test_a_client_cannot_choose_a_trace_id_that_is_always_kept(collector):
-    tracing = start_tracing(TelemetryConfig(otlp_endpoint=collector.endpoint, sample_ratio=0.5))
+    tracing = start_tracing(TelemetryConfig(otlp_endpoint=collector.endpoint, sample_ratio=0.5, max_traces_per_s=1000))
     lowest = f"00-{1:032x}-{1:016x}-01"
     traces = [lives.begin(tracing, traceparent=lowest) for _ in range(200)]
     kept = sum(trace is not NO_TRACE for trace in traces)
@@ -96,8 +102,7 @@ def test_a_client_cannot_choose_a_trace_id_that_is_always_kept(collector):
 
 
 @pytest.mark.timeout(30)
-def test_a_collector_that_refuses_costs_counted_spans_and_one_line_from_each_logger(caplog, fresh_limits, monkeypatch):
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+def test_a_collector_that_refuses_costs_counted_spans_and_one_line_from_each_logger(caplog, fresh_limits):
     caplog.set_level(logging.WARNING)
     with refusing() as endpoint:
         tracing = start_tracing(TelemetryConfig(otlp_endpoint=endpoint))
@@ -106,7 +111,7 @@ def test_a_collector_that_refuses_costs_counted_spans_and_one_line_from_each_log
         tracing.shutdown()
         for thread in sending_threads():
             thread.join()
-    assert tracing.dropped_spans == 20
+    assert tracing.dropped_traces == 20
     loggers = [record.name for record in caplog.records]
     assert "opentelemetry.exporter.otlp.proto.http.trace_exporter" in loggers
     assert len(loggers) == len(set(loggers))
@@ -114,13 +119,13 @@ def test_a_collector_that_refuses_costs_counted_spans_and_one_line_from_each_log
 
 @pytest.mark.timeout(60)
 def test_a_collector_that_never_answers_holds_up_neither_shutdown_nor_exit():
-    # Four batches: the SDK's own shutdown would wait for each of them.
+    # Many batches: the SDK's own shutdown would wait for each of them.
     program = f"""
 import sys
 from opta_router.telemetry import start_tracing
 from policies.schema import TelemetryConfig
-tracing = start_tracing(TelemetryConfig(otlp_endpoint=sys.argv[1]))
-for _ in range({MAX_QUEUED_SPANS}):
+tracing = start_tracing(TelemetryConfig(otlp_endpoint=sys.argv[1], max_traces_per_s=10_000))
+for _ in range({MAX_QUEUED_TRACES}):
     tracing.request(method="POST", route="/", headers={{}}).responded(200)
 print(tracing.shutdown())
 """
@@ -144,23 +149,26 @@ class Stuck(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+def ended(queue):
+    """A request that is over, in the queue if there is room."""
+    trace = ToldTrace("server", {}, None, queue.put)
+    trace.responded(200)
+    return trace
+
+
 def test_a_full_queue_refuses_and_counts_and_says_nothing(caplog, fresh_limits):
     stuck = Stuck()
-    counted = CountedExporter(stuck)
-    processor = BoundedProcessor(counted)
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(processor)
-    tracer = provider.get_tracer("test")
-    ended = MAX_QUEUED_SPANS + 1000
-    for _ in range(ended):
-        tracer.start_span("span").end()
-    refused = processor.refused
+    exporter = TraceExporter(stuck, Resource({}))
+    queue = TraceQueue(exporter)
+    for _ in range(MAX_QUEUED_TRACES + 100):
+        ended(queue)
+    refused = queue.refused
     stuck.released.set()
-    provider.shutdown()
+    queue.shutdown()
     # The one batch in the exporter's hands is not in the queue.
-    assert 1000 - 512 <= refused <= 1000
-    assert stuck.exported == ended - refused
-    assert counted.failed == 0
+    assert 100 - BATCH_TRACES <= refused <= 100
+    assert stuck.exported == MAX_QUEUED_TRACES + 100 - refused
+    assert exporter.failed == 0
     assert caplog.messages == []
 
 
@@ -174,12 +182,41 @@ def test_an_exporter_that_raises_loses_its_batch_and_no_other(caplog, fresh_limi
 
     raising = Raising()
     raising.released.set()
-    counted = CountedExporter(raising)
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BoundedProcessor(counted))
-    tracer = provider.get_tracer("test")
-    tracer.start_span("lost").end()
-    provider.force_flush()
-    tracer.start_span("kept").end()
-    provider.shutdown()
-    assert (counted.taken, counted.failed) == (2, 1)
+    exporter = TraceExporter(raising, Resource({}))
+    queue = TraceQueue(exporter)
+    ended(queue)
+    queue.force_flush()
+    ended(queue)
+    queue.shutdown()
+    assert (exporter.taken, exporter.failed) == (2, 1)
+
+
+def test_a_trace_that_cannot_be_made_loses_itself_alone(caplog, fresh_limits):
+    exporter = TraceExporter(released := Stuck(), Resource({}))
+    released.released.set()
+    queue = TraceQueue(exporter)
+    spoilt = ToldTrace("server", {"not.a.value": object()}, None, queue.put)
+    spoilt.responded(200)
+    ended(queue)
+    queue.shutdown()
+    assert (exporter.taken, exporter.failed, released.exported) == (2, 1, 1)
+    assert caplog.messages == ["a trace could not be made"]
+
+
+def test_of_more_requests_than_the_rate_some_are_traced_and_the_others_counted(collector):
+    tracing = start_tracing(TelemetryConfig(otlp_endpoint=collector.endpoint, max_traces_per_s=0.01))
+    first = lives.begin(tracing)
+    others = [lives.begin(tracing) for _ in range(5)]
+    assert first is not NO_TRACE
+    assert others == [NO_TRACE] * 5
+    assert tracing.dropped_traces == 5
+    first.responded(200)
+    assert tracing.shutdown()
+    assert len(collector.spans) == 1
+
+
+def test_a_trace_that_waits_holds_nothing_of_the_prompt():
+    trace = ToldTrace("server", {}, None, lambda _: None)
+    prompt = wire.TextPrompt("x" * 1000)
+    lives.classify(trace, request=msgspec.structs.replace(lives.REQUEST, prompt=prompt))
+    assert not [kept for kept in gc.get_referrers(prompt) if isinstance(kept, GenerationRequest)]

@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from opta_router.request import Usage
-from opta_router.telemetry import NO_TRACE
+from opta_router.telemetry import NO_TRACE, names
 from opta_router.telemetry.histograms import Histogram
 from opta_router.telemetry.metered import MeteredTrace
-from opta_router.telemetry.names import NO_LANE, NO_MODEL, QUEUE_DURATION
 from opta_router.telemetry.tally import Tally
 from tests.unit.telemetry import lives
 
@@ -23,7 +22,8 @@ def counted(counts):
     return {labels: count for labels, count in counts.items() if count}
 
 
-def values(histogram):
+def values(tally, metric):
+    (histogram,) = [found for found in tally.histograms() if found.metric is metric]
     return {labels: sum(buckets.counts) for labels, buckets in histogram.in_use()}
 
 
@@ -40,9 +40,9 @@ def test_an_answer_is_counted_once_with_its_tokens(tally):
         ("interactive", "opta-tiny", "output"): 34,
     }
     served = ("chat", "opta_router", "opta-tiny", "interactive")
-    assert values(tally.durations) == {(*served, None): 1}
-    assert values(tally.first_tokens) == values(tally.token_times) == {served: 1}
-    assert values(tally.waits) == {("interactive",): 1}
+    assert values(tally, names.REQUEST_DURATION) == {(*served, None): 1}
+    assert values(tally, names.TIME_TO_FIRST_TOKEN) == values(tally, names.TIME_PER_OUTPUT_TOKEN) == {served: 1}
+    assert values(tally, names.QUEUE_DURATION) == {("interactive",): 1}
 
 
 def test_what_a_configured_model_counts_is_there_at_zero_from_the_start(tally):
@@ -70,8 +70,9 @@ def test_an_end_that_is_no_answer_is_counted_by_whose_it_is(tally, tell, status,
     trace.responded(status)
     assert counted(tally.reading().requests) == {("auto", "opta-tiny", *outcome): 1}
     error = None if outcome[0] == "cancelled" else outcome[1]
-    assert values(tally.durations) == {("chat", "opta_router", "opta-tiny", "auto", error): 1}
-    assert values(tally.first_tokens) == values(tally.token_times) == values(tally.waits) == {}
+    assert values(tally, names.REQUEST_DURATION) == {("chat", "opta_router", "opta-tiny", "auto", error): 1}
+    for metric in (names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN, names.QUEUE_DURATION):
+        assert values(tally, metric) == {}
 
 
 def test_the_first_end_that_is_told_is_the_one_that_counts(tally):
@@ -87,8 +88,8 @@ def test_who_cannot_be_understood_is_counted_and_has_no_duration(tally):
     trace = MeteredTrace(tally, NO_TRACE)
     trace.failed("invalid_json")
     trace.responded(400)
-    assert counted(tally.reading().requests) == {(NO_LANE, NO_MODEL, "invalid", "invalid_json"): 1}
-    assert values(tally.durations) == {}
+    assert counted(tally.reading().requests) == {(names.NO_LANE, names.NO_MODEL, "invalid", "invalid_json"): 1}
+    assert values(tally, names.REQUEST_DURATION) == {}
 
 
 def test_tokens_of_an_answer_that_moved_are_each_lanes_own(tally):
@@ -143,9 +144,7 @@ def test_tokens_under_way_are_seen_and_never_taken_back(tally):
 
 
 def test_a_value_on_a_bound_belongs_below_it():
-    histogram = Histogram(QUEUE_DURATION)
+    buckets = Histogram(names.QUEUE_DURATION).of("interactive")
     for value in (0.0005, 0.001, 0.0011, 1e6):
-        histogram.record(value, ("interactive",), 0, None)
-    ((_, buckets),) = histogram.in_use()
+        buckets.record(value, None)
     assert (buckets.counts[0], buckets.counts[1], buckets.counts[-1]) == (2, 1, 1)
-    assert (buckets.least, buckets.most) == (0.0005, 1e6)

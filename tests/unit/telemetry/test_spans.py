@@ -1,17 +1,21 @@
 """The tree of a request, as a collector sees it."""
 
-import logging
+import itertools
 import time
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind
 
 from opta_router.request import SamplingParams
 from opta_router.telemetry import NO_TRACE, Tracing
+from opta_router.telemetry.span_data import SpanBook
 from opta_router.telemetry.spans import SpanTrace
+from opta_router.telemetry.told import ToldTrace
 from tests.unit.telemetry import lives
 
 SERVER = f"POST {lives.ROUTE}"
@@ -289,20 +293,6 @@ def test_a_wall_clock_that_jumps_does_not_bend_a_trace(tracing, collector, monke
 # every order
 
 
-class OpenSpans(SpanProcessor):
-    """Spans that have begun and not ended."""
-
-    def __init__(self):
-        self.begun, self.ended = {}, {}
-
-    def on_start(self, span, parent_context=None):
-        self.begun[span.context.span_id] = span
-
-    def on_end(self, span):
-        assert span.context.span_id not in self.ended
-        self.ended[span.context.span_id] = span
-
-
 CALLS = {
     "classified": lives.classify,
     "queued": lambda trace: trace.queued(),
@@ -321,15 +311,6 @@ CALLS = {
 IN_ORDER = ["classified", "queued", "admitted", "dispatched", "first_token", "interrupted", "resumed"]
 
 
-class Warnings(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.records = []
-
-    def emit(self, record):
-        self.records.append(record)
-
-
 @settings(deadline=None, max_examples=200)
 @given(
     in_order=st.integers(0, len(IN_ORDER)),
@@ -337,26 +318,26 @@ class Warnings(logging.Handler):
     status=st.sampled_from([None, 200, 429, 500]),
 )
 def test_whatever_is_told_every_span_ends_once_inside_its_parent(in_order, then, status):
-    provider, spans, warnings = TracerProvider(shutdown_on_exit=False), OpenSpans(), Warnings()
-    provider.add_span_processor(spans)
-    tracer = provider.get_tracer("test")
-    now_ns = time.time_ns()
-    trace = SpanTrace(tracer, tracer.start_span("server", start_time=now_ns), now_ns)
-    sdk = logging.getLogger("opentelemetry.sdk.trace")
-    filters, sdk.filters = sdk.filters, []
-    sdk.addHandler(warnings)
-    try:
-        for call in IN_ORDER[:in_order] + then:
-            CALLS[call](trace)
-        trace.responded(status)
-    finally:
-        sdk.removeHandler(warnings)
-        sdk.filters = filters
-    assert spans.ended.keys() == spans.begun.keys()
-    assert warnings.records == []
-    for span in spans.ended.values():
-        if span.parent is not None:
-            parent = spans.ended[span.parent.span_id]
+    kept = []
+    trace = ToldTrace("server", {}, None, kept.append)
+    for call in IN_ORDER[:in_order] + then:
+        CALLS[call](trace)
+    trace.responded(status)
+    for call in then:
+        CALLS[call](trace)
+    assert kept == [trace]
+    spans = {span.context.span_id: span for span in trace.spans(Resource({}), InstrumentationScope("test"))}
+    book = SpanBook(Resource({}), InstrumentationScope("test"))
+    again = SpanTrace(book, book.start("server", None, SpanKind.SERVER, 0), itertools.count().__next__)
+    for call in [*IN_ORDER[:in_order], *then, "responded"]:
+        CALLS[call](again)
+    assert book.open == 0
+    assert {span.context.trace_id for span in spans.values()} == {trace.identity.trace_id}
+    for span in spans.values():
+        if span.parent is None:
+            assert span.context.span_id == trace.identity.span_id
+        else:
+            parent = spans[span.parent.span_id]
             assert parent.start_time <= span.start_time <= span.end_time <= parent.end_time
 
 
@@ -367,4 +348,4 @@ def test_tracing_that_is_off_takes_every_call():
         call(trace)
     assert trace is NO_TRACE
     assert tracing.shutdown()
-    assert (tracing.enabled, tracing.dropped_spans) == (False, 0)
+    assert (tracing.enabled, tracing.dropped_traces) == (False, 0)
