@@ -17,6 +17,7 @@ BENCHMARKS: Final = {
     "weights": "device time and throughput of two busy lanes, while their weights change",
     "batch": "the throughput lane alone, beside other servers",
     "overhead": "what the front door adds to a request",
+    "collector": "what a collector in trouble does to requests",
     "identity": "is the greedy answer the same, whichever way it is computed?",
     "connections": "what clients that wait, and clients that vanish, cost and leave behind",
     "fairness": "how long a client waits behind another one's queue",

@@ -87,12 +87,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=1000, help="one after the other, to each server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="at each number of connections, in each round")
+    parser.add_argument("--telemetry", action="store_true", help="compare with and without telemetry instead")
     parser.add_argument("--no-litellm", action="store_true", help="without LiteLLM, which uv installs for the run")
     add_save(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, save; returns 0, or 1 if a promise was not kept."""
+    if arguments.telemetry:
+        from bench import telemetry  # noqa: PLC0415 - it measures with this module
+
+        return telemetry.run(arguments)
     effort = Effort(requests=arguments.requests, rounds=arguments.rounds, seconds=arguments.seconds)
     ways = measure(effort, with_litellm=not arguments.no_litellm)
     promises = overhead_report.bars(ways)
@@ -135,7 +140,7 @@ async def _one_at_a_time(config: Path, running: dict[str, servers.Running], requ
             asks[name] = lambda connection=connection: connection.exchange(REQUEST)  # type: ignore[misc]
         supervisor = await stack.enter_async_context(_supervised(config))
         asks[ENGINE] = lambda: _ask_engine(supervisor)
-        times = await _timed_in_turn(requests, list(asks.values()))
+        times = await timed_in_turn(requests, list(asks.values()))
     ways = {
         name: Way(name=name, median_ms=round(median(taken), 3), p99_ms=round(quantile(taken, 0.99), 3))
         for name, taken in zip(asks, times, strict=True)
@@ -146,7 +151,7 @@ async def _one_at_a_time(config: Path, running: dict[str, servers.Running], requ
     return ways
 
 
-async def _timed_in_turn(requests: int, ways: Sequence[Callable[[], Awaitable[Any]]]) -> list[list[float]]:
+async def timed_in_turn(requests: int, ways: Sequence[Callable[[], Awaitable[Any]]]) -> list[list[float]]:
     """Milliseconds of each request, by way."""
     times: list[list[float]] = [[] for _ in ways]
     for number in range(WARM_UP + requests):

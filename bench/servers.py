@@ -160,7 +160,7 @@ async def started(server: Server) -> AsyncIterator[Running]:
     Raises:
         RuntimeError: it ended, did not answer in time, or failed a request; with the end of what it printed.
     """
-    port = _free_port()
+    port = free_port()
     command = [part.format(port=port) for part in server.command]
     with tempfile.TemporaryFile() as output:
         process = await anyio.open_process(
@@ -214,7 +214,8 @@ async def _answers(client: httpx.AsyncClient, path: str, process: Process) -> bo
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

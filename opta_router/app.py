@@ -18,6 +18,7 @@ from opta_router.dispatch import Dispatcher
 from opta_router.engine import Engine
 from opta_router.errors import Fault, MethodNotAllowed, NotFound, RouterError
 from opta_router.http import admin, health, inference, live, models, scrape
+from opta_router.http.access_log import AccessLog
 from opta_router.http.request_id import RequestId
 from opta_router.journal import Journal
 from opta_router.server import BodyLimit, HostGuard
@@ -63,7 +64,7 @@ def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatch
         allowed_origins=server.allowed_origins,
         render_error=openai.render_refusal,
     )
-    return RequestId(guarded)
+    return RequestId(AccessLog(guarded) if configuration.in_force.telemetry.access_log else guarded)
 
 
 def _routes() -> list[BaseRoute]:

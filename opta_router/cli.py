@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import msgspec
@@ -27,6 +26,10 @@ from policies.explain import explain, explain_auto
 from policies.load import load_with_source
 from policies.not_in_effect import not_in_effect
 from policies.schema import Config, plain
+
+if TYPE_CHECKING:
+    from opta_router.configuration import Configuration
+    from opta_router.log_writer import LogWriter
 
 OK: Final = 0
 FAILED: Final = 1
@@ -62,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on")
     serve.add_argument("--port", type=int, help="port to listen on; 0: a free one")
     serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    serve.add_argument(
+        "--log-format", default="auto", choices=["auto", "json", "text"], help="auto: text on a terminal, else JSON"
+    )
     serve.set_defaults(run=_serve)
 
     top = commands.add_parser("top", help="watch a running router")
@@ -106,28 +112,36 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     # Here, because the other commands need neither a server nor a host.
     from opta_router.configuration import Configuration, Origin  # noqa: PLC0415
+    from opta_router.logs import start_log  # noqa: PLC0415
+
+    writer = start_log(arguments.log_level.upper(), arguments.log_format, terminal=sys.stderr.isatty())
+    try:
+        return _routed(
+            Configuration(
+                Origin(
+                    file=arguments.config,
+                    target=arguments.model,
+                    draft=arguments.draft,
+                    host=arguments.host,
+                    port=arguments.port,
+                )
+            ),
+            writer,
+        )
+    finally:
+        writer.close()
+
+
+def _routed(configuration: Configuration, log: LogWriter) -> int:
     from opta_router.server import BindError  # noqa: PLC0415
     from opta_router.serving import run_router  # noqa: PLC0415
-
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    configuration = Configuration(
-        Origin(
-            file=arguments.config,
-            target=arguments.model,
-            draft=arguments.draft,
-            host=arguments.host,
-            port=arguments.port,
-        )
-    )
 
     def announce(url: str) -> None:
         names = ", ".join(model.name for model in configuration.in_force.models)
         print(f"opta-router {VERSION} answers at {url} ({names})", flush=True)
 
     try:
-        anyio.run(run_router, configuration, announce)
+        anyio.run(run_router, configuration, announce, lambda: log.dropped)
     except ExceptionGroup as group:
         unbound, rest = group.split(BindError)
         if unbound is None or rest is not None:

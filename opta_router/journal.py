@@ -147,6 +147,11 @@ class WatchedTrace(RequestTrace):
         self._entry: Entry | None = None
 
     @property
+    def records_content(self) -> bool:
+        """See :class:`RequestTrace`."""
+        return self._inner.records_content
+
+    @property
     def identity(self) -> Identity | None:
         """See :class:`RequestTrace`."""
         return self._inner.identity
@@ -230,7 +235,7 @@ class WatchedTrace(RequestTrace):
             entry.prompt_tokens, entry.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         self._inner.settled(usage)
 
-    def finished(self, ending: Ending) -> None:
+    def finished(self, ending: Ending, text: str = "") -> None:
         """See :class:`RequestTrace`."""
         entry, finished = self._entry, ending.finished
         if entry is not None and entry.outcome is None:
@@ -239,7 +244,7 @@ class WatchedTrace(RequestTrace):
             entry.cached_tokens = finished.cached_tokens
             entry.completion_tokens = finished.completion_tokens
         self._over("finished", ending.opta)
-        self._inner.finished(ending)
+        self._inner.finished(ending, text)
 
     def failed(self, code: str, report: OptaReport | None = None) -> None:
         """See :class:`RequestTrace`."""

@@ -69,24 +69,27 @@ def objection_to(name: str, facts: PairFacts, config: Config) -> str | None:
     return None
 
 
-async def run_router(configuration: Configuration, announce: Callable[[str], None]) -> None:
+async def run_router(
+    configuration: Configuration, announce: Callable[[str], None], dropped_lines: Callable[[], int] = lambda: 0
+) -> None:
     """Serve until SIGTERM or SIGINT; a second one cuts what still runs. SIGHUP and a change of the file reload.
 
     Args:
         configuration: as it was read for the start.
         announce: called once with the address, when requests are taken.
+        dropped_lines: how much of the log was lost.
 
     Raises:
         BindError: the address cannot be listened on.
     """
-    async with _telemetry(configuration.in_force) as telemetry:
+    async with _telemetry(configuration.in_force, dropped_lines) as telemetry:
         await _run(configuration, telemetry, announce)
 
 
 @asynccontextmanager
-async def _telemetry(config: Config) -> AsyncIterator[Recorder]:
+async def _telemetry(config: Config, dropped_lines: Callable[[], int]) -> AsyncIterator[Recorder]:
     """What was recorded is sent, however the router ends."""
-    recorder = start_recorder(config)
+    recorder = start_recorder(config, dropped_lines)
     try:
         yield recorder
     finally:

@@ -9,6 +9,7 @@ from typing import Final
 
 import anyio
 
+from opta_router import logs
 from opta_router.answer import Answer, Arrival
 from opta_router.dialects import openai
 from opta_router.dialects.framing import CONTENT_TYPE, KEEP_ALIVE
@@ -63,6 +64,8 @@ class InferenceEndpoint:
                 http_version=scope["http_version"],
             )
         )
+        traceparent = exchange.headers.get("traceparent")
+        logs.subject.set(logs.Subject(exchange.request_id, trace.identity, traceparent))
         try:
             await _Inference(service, exchange, trace).run(self._decode)
         finally:

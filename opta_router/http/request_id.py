@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from opta_router import logs
 from opta_router.identifiers import new_identifier
 from opta_router.server.refusal import ASGIApp, Message, Receive, Scope, Send, header_values
 
@@ -31,6 +32,7 @@ class RequestId:
         given = given_request_id(scope)
         request_id = given if given is not None and can_be_echoed(given) else f"req-{new_identifier()}"
         scope["extensions"][_EXTENSION] = request_id
+        logs.subject.set(logs.Subject(request_id))
 
         async def send_named(message: Message) -> None:
             if message["type"] in _STARTS:

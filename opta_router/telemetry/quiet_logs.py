@@ -1,4 +1,4 @@
-"""OpenTelemetry's loggers, held to a line a minute each: a collector that is down must not fill the log."""
+"""OpenTelemetry's loggers, held to a line a minute together: a collector that is down must not fill the log."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ class OncePerInterval(logging.Filter):
             self._last_s = now_s
             held_back, self._held_back = self._held_back, 0
         if held_back:
-            record.msg, record.args = f"{record.getMessage()} ({held_back} similar lines held back)", ()
+            record.msg, record.args = f"{record.getMessage()} ({held_back} lines of telemetry held back)", ()
         return True
 
 
+shared = OncePerInterval()
+"""The one limit on all of them."""
+
+
 def quieten() -> None:
-    """Put the limit on every logger of :data:`LOGGERS` that has none yet."""
+    """Put the limit on every logger of :data:`LOGGERS`."""
     for name in LOGGERS:
-        logger = logging.getLogger(name)
-        if not any(isinstance(present, OncePerInterval) for present in logger.filters):
-            logger.addFilter(OncePerInterval())
+        logging.getLogger(name).addFilter(shared)  # adding it twice is adding it once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Thread
 
 from opta_router.telemetry.metered import MeteredTrace
@@ -21,13 +21,17 @@ class Recorder:
     Args:
         tracing: where spans go.
         metrics: where numbers go.
+        dropped_lines: how much of the log was lost.
         counts: whether requests are counted; otherwise a request costs no more than its span.
     """
 
-    def __init__(self, tracing: Tracing, metrics: Metrics, *, counts: bool = True) -> None:
+    def __init__(
+        self, tracing: Tracing, metrics: Metrics, dropped_lines: Callable[[], int], *, counts: bool = True
+    ) -> None:
         self.tracing = tracing
         self.metrics = metrics
         self.counts = counts
+        self._dropped_lines = dropped_lines
         metrics.observe.of_telemetry(self.dropped)
 
     def request(
@@ -53,7 +57,11 @@ class Recorder:
 
     def dropped(self) -> dict[str, int]:
         """What was recorded and will never arrive, by signal, since the start."""
-        return {"traces": self.tracing.dropped_traces, "metrics": self.metrics.dropped_points}
+        return {
+            "traces": self.tracing.dropped_traces,
+            "metrics": self.metrics.dropped_points,
+            "logs": self._dropped_lines(),
+        }
 
     def shutdown(self) -> None:
         """Send what is left, side by side, for each may take all the time that an exit has. Blocks; safe to repeat."""
@@ -63,7 +71,9 @@ class Recorder:
         sending.join(SHUTDOWN_S)
 
 
-def start_recorder(config: Config, environ: Mapping[str, str] = os.environ) -> Recorder:
+def start_recorder(
+    config: Config, dropped_lines: Callable[[], int] = lambda: 0, environ: Mapping[str, str] = os.environ
+) -> Recorder:
     """Telemetry as configured, and as OpenTelemetry's environment variables say.
 
     Raises:
@@ -72,4 +82,4 @@ def start_recorder(config: Config, environ: Mapping[str, str] = os.environ) -> R
     tally = Tally(model.name for model in config.models)
     tracing = start_tracing(config.telemetry, environ)
     metrics = start_metrics(config.telemetry, tally, environ)
-    return Recorder(tracing, metrics, counts=not is_disabled(environ))
+    return Recorder(tracing, metrics, dropped_lines, counts=not is_disabled(environ))

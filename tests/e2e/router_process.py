@@ -60,6 +60,10 @@ class RouterProcess:
         ):
             yield client
 
+    def said(self) -> str:
+        """The log so far, each entry as `LEVEL logger: message` and its traceback; what is no entry as it stands."""
+        return "".join(_as_text(line) for line in self.log.read_text().splitlines())
+
     def host_pid(self) -> int:
         """The engines' process: the oldest child, for the others stand by."""
         return min(psutil.Process(self.process.pid).children(), key=lambda child: child.create_time()).pid
@@ -68,6 +72,14 @@ class RouterProcess:
         """SIGTERM, and its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(EXIT_DEADLINE_S)
+
+
+def _as_text(line: str) -> str:
+    if not line.startswith("{"):
+        return f"{line}\n"
+    entry = json.loads(line)
+    text = f"{entry['level'].upper()} {entry['logger']}: {entry['message']}\n"
+    return text + (f"{entry['exception']}\n" if "exception" in entry else "")
 
 
 @contextmanager

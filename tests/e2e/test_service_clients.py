@@ -84,7 +84,7 @@ def test_a_preset_that_is_not_configured_is_a_404(keyed):
 def test_keys_are_in_no_log(keyed):
     ask(keyed, ANN_KEY)
     ask(keyed, "opta-mistyped-key")
-    log = keyed.log.read_text()
+    log = keyed.said()
     assert all(key not in log for key in (ANN_KEY, AGENT_KEY, "opta-mistyped-key"))
 
 

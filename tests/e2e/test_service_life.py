@@ -224,7 +224,7 @@ def test_sigterm_lets_eight_streams_end_though_their_engine_dies_meanwhile(tmp_p
     with router(tmp_path, ECHO) as running, ExitStack() as streams:
         events = [streams.enter_context(streaming(running, 400, lane="throughput")) for _ in range(8)]
         running.process.send_signal(signal.SIGTERM)
-        eventually(lambda: "stopping" in running.log.read_text())
+        eventually(lambda: "stopping" in running.said())
         os.kill(running.host_pid(), signal.SIGKILL)
         for each in events:
             *chunks, finishing, done = each
@@ -259,7 +259,7 @@ def test_an_operator_drains_the_router_and_undoes_it(tmp_path):
         assert httpx.delete(drain, trust_env=False).json()["draining"] is False
         assert running.post(TEXT, SHORT).status_code == 200
         assert running.get("/readyz").status_code == 200
-        log = running.log.read_text()
+        log = running.said()
         assert "drain by whoever is on this machine, from 127.0.0.1" in log
         assert "no longer drained, by whoever is on this machine, from 127.0.0.1" in log
 
@@ -277,7 +277,7 @@ def test_a_second_sigterm_cuts_what_still_runs(tmp_path):
     with router(tmp_path, ECHO.replace("20s", "1h")) as running:
         with streaming(running, 1_000_000) as events:
             running.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "stopping" in running.log.read_text())
+            eventually(lambda: "stopping" in running.said())
             running.process.send_signal(signal.SIGTERM)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(events)
@@ -290,7 +290,7 @@ def test_an_idle_router_ends_at_once_and_leaves_nothing_in_the_log(tmp_path):
         assert running.post(TEXT, SHORT).status_code == 200
         assert running.end() == 0
         eventually(lambda: gone(host_pid))
-        log = running.log.read_text()
+        log = running.said()
     assert "ERROR" not in log
     assert "WARNING" not in log
     assert "Traceback" not in log

@@ -125,4 +125,4 @@ def test_a_collector_that_never_answers_delays_neither_answers_nor_scrapes_nor_t
             assert running.post(TEXT, BODY).status_code == 200
             assert scraped(running)["opta_lane_requests_active", "throughput"] == 0
         assert running.end() == 0
-        assert len(running.log.read_text().splitlines()) < 15
+        assert len(running.said().splitlines()) < 15

@@ -66,7 +66,7 @@ def test_where_speculation_is_required_a_pair_that_cannot_is_refused_before_anyt
             seen = view(running, name)
             assert (seen["state"], seen["reserved_bytes"], seen["load_s"]) == ("failed", 0, None)
             assert seen["speculation"]["active"] is False
-        assert "loading" not in running.log.read_text()
+        assert "loading" not in running.said()
         assert speculative(ask(running, "approved"))["active"] is True
         assert speculative(ask(running, "prompt_lookup"))["active"] is True
 
@@ -180,7 +180,7 @@ def test_what_is_damaged_unknown_or_too_large_fails_alone_says_why_and_leaves_no
         assert running.post("/admin/models/cut/load", b"").status_code == 202
         eventually(lambda: state(running, "cut") == "resident")
         assert ask(running, "cut").status_code == 200
-    assert "Traceback" not in running.log.read_text()
+    assert "Traceback" not in running.said()
 
 
 def cut(file):

@@ -130,7 +130,7 @@ def test_the_devices_time_follows_the_weights_while_both_lanes_have_work(echo):
 def test_the_host_that_follows_a_dead_one_has_the_weights_in_force(echo):
     patch(echo, "throughput", {"weight": 1000})
     os.kill(echo.host_pid(), signal.SIGKILL)
-    eventually(lambda: "host lost" in echo.log.read_text())
+    eventually(lambda: "host lost" in echo.said())
     eventually(lambda: echo.get("/readyz").status_code == 200)
     with streaming(echo, "interactive", 1_000_000), streaming(echo, "throughput", 1_000_000):
         eventually(lambda: device_s(echo, "throughput") > device_s(echo, "interactive") > 0)
@@ -154,7 +154,7 @@ def test_a_change_of_the_file_is_noticed(echo):
     write(echo, OTHER)
     eventually(lambda: lane(echo)["weight"] == 4)
     assert lane(echo)["max_active"] == 2
-    assert "reloaded: lanes.interactive.weight, lanes.interactive.max_active" in echo.log.read_text()
+    assert "reloaded: lanes.interactive.weight, lanes.interactive.max_active" in echo.said()
 
 
 def test_sighup_reads_the_file_again_and_ends_what_was_set_by_hand(echo):
@@ -179,7 +179,7 @@ def test_without_a_file_reload_says_so_and_sighup_does_no_harm(pair):
     answer = pair.post("/admin/reload", b"")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_config_file")
     pair.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "SIGHUP: the router was started without --config" in pair.log.read_text())
+    eventually(lambda: "SIGHUP: the router was started without --config" in pair.said())
     status = pair.get("/admin/status").json()
     assert (status["config"]["file"], status["config"]["last_error"]) == (None, None)
     assert list(status["lanes"]) == ["interactive", "throughput"]
@@ -204,7 +204,7 @@ def test_a_bad_file_is_reported_once_and_the_old_configuration_stays(echo):
     write(echo, OTHER)
     eventually(lambda: last_error() is None)
     assert lane(echo)["weight"] == 4
-    assert echo.log.read_text().count("not reloaded") == 1
+    assert echo.said().count("not reloaded") == 1
 
 
 def test_a_bad_file_is_an_answer_with_file_line_key_path_found_and_allowed(echo):
@@ -252,7 +252,7 @@ def test_who_was_refused_a_setting_is_in_the_audit_log(echo):
     patch(echo, "turbo", {"weight": 1})
     write(echo, BAD)
     echo.post("/admin/reload", b"")
-    log = echo.log.read_text()
+    log = echo.said()
     who = "by whoever is on this machine, from 127.0.0.1: refused"
     for refused in (
         f"lane interactive {who}: invalid_config",
@@ -300,7 +300,7 @@ def test_only_the_admin_key_administers_and_who_did_what_is_logged_without_keys(
             assert answers[3].json()["changed"] == ["lanes.interactive.weight"]
         as_client = running.post(TEXT, SHORT, authorization=f"Bearer {ADMIN_KEY}")
         assert as_client.status_code == 401, "the admin is no client"
-        log = running.log.read_text()
+        log = running.said()
     assert log.count('lane interactive: {"weight":5} by the admin key, from 127.0.0.1: lanes.interactive.weight') == 2
     assert log.count("reload by the admin key, from 127.0.0.1: lanes.interactive.weight") == 2
     assert "PATCH /admin/lanes/{lane} from 127.0.0.1: refused: invalid_api_key" in log

@@ -48,7 +48,7 @@ def test_what_a_template_says_is_in_the_log_and_never_in_the_answer(picky, role)
 def test_the_log_has_the_templates_own_words_and_no_words_of_a_prompt(picky):
     for role in ("system", "assistant"):
         ask(picky, role)
-    log = picky.log.read_text()
+    log = picky.said()
     assert "a chat template rejected 1 messages: TemplateError: No system turns, said the template" in log
     assert "a chat template rejected 1 messages: TemplateError\n" in log
     assert CANARY not in log

@@ -184,7 +184,7 @@ def test_a_collector_that_is_not_there_changes_nothing(tmp_path, absent):
         for _ in range(20):
             assert running.post(TEXT, {"model": "echo", "prompt": "ab", "max_tokens": 2}).status_code == 200
         assert running.end() == 0
-        assert len(running.log.read_text().splitlines()) < 15
+        assert len(running.said().splitlines()) < 15
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -1,8 +1,9 @@
+import logging
 import os
 
 import pytest
 
-from opta_router.telemetry import start_tracing
+from opta_router.telemetry import quiet_logs, start_tracing
 from policies.schema import TelemetryConfig
 from tests.otlp import collecting
 
@@ -13,6 +14,14 @@ def no_telemetry_of_the_machine(monkeypatch):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def fresh_limit(monkeypatch):
+    """A limit on telemetry's loggers that has let nothing through yet."""
+    for name in quiet_logs.LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    monkeypatch.setattr(quiet_logs, "shared", quiet_logs.OncePerInterval())
 
 
 @pytest.fixture
