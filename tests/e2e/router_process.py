@@ -64,6 +64,10 @@ class RouterProcess:
         """The log so far, each entry as `LEVEL logger: message` and its traceback; what is no entry as it stands."""
         return "".join(_as_text(line) for line in self.log.read_text().splitlines())
 
+    def entries(self) -> list[dict[str, Any]]:
+        """The log's entries so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
     def host_pid(self) -> int:
         """The engines' process: the oldest child, for the others stand by."""
         return min(psutil.Process(self.process.pid).children(), key=lambda child: child.create_time()).pid
@@ -84,18 +88,23 @@ def _as_text(line: str) -> str:
 
 @contextmanager
 def router(
-    folder: Path, config: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    config: str | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    log: Path | None = None,
+    arguments: tuple[str, ...] = (),
 ) -> Iterator[RouterProcess]:
     """A router on a free port, with `config` as its YAML file; killed at the end if it still runs.
 
-    What the machine says about OpenTelemetry does not reach it; `environment` is added to the rest.
+    What the machine says about OpenTelemetry does not reach it; `environment` is added to the rest. `log` is where its
+    standard error goes, if not into `folder`, and `arguments` are added to its command line.
     """
-    command = [sys.executable, "-m", "opta_router", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "opta_router", "serve", "--port", "0", *arguments]
     if config is not None:
         file = folder / "opta.yaml"
         file.write_text(config, encoding="utf-8")
         command += ["--config", str(file)]
-    log = folder / "router.log"
+    log = log or folder / "router.log"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     with (
         log.open("w") as stderr,

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.processes import eventually
 from tests.e2e.router_process import ANSWER_DEADLINE_S, router
-from tests.otlp import black_hole, collecting
+from tests.otlp import collecting
 
 TEXT = "/v1/completions"
 ECHO = """
@@ -113,16 +113,3 @@ def test_metrics_are_guarded_like_the_rest(measured):
     assert measured.get("/metrics", host="evil.example").status_code == 421
     assert measured.post("/metrics", b"").status_code == 405
     assert measured.get("/metrics", accept="text/plain;version=nonsense").status_code == 200
-
-
-def test_a_collector_that_never_answers_delays_neither_answers_nor_scrapes_nor_the_exit(tmp_path):
-    interval = {"OTEL_METRIC_EXPORT_INTERVAL": "50"}
-    with (
-        black_hole() as endpoint,
-        router(tmp_path, f"{ECHO}telemetry: {{otlp_endpoint: '{endpoint}'}}", interval) as (running),
-    ):
-        for _ in range(20):
-            assert running.post(TEXT, BODY).status_code == 200
-            assert scraped(running)["opta_lane_requests_active", "throughput"] == 0
-        assert running.end() == 0
-        assert len(running.said().splitlines()) < 15
