@@ -24,7 +24,6 @@ from policies.auto import AutoFacts
 from policies.classify import Classification, RequestFacts, classify
 from policies.explain import explain, explain_auto
 from policies.load import load_with_source
-from policies.not_in_effect import not_in_effect
 from policies.schema import Config, plain
 
 if TYPE_CHECKING:
@@ -164,15 +163,12 @@ def _top(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     loaded = load_with_source(arguments.config)
-    idle = not_in_effect(loaded.written) if arguments.config is not None else []
     if arguments.json:
-        _print_json({"file": str(loaded.file), "config": plain(loaded.config), "not_in_effect": dict(idle)})
+        _print_json({"file": str(loaded.file), "config": plain(loaded.config)})
         return OK
     print(f"{loaded.file}: ok")
     for line in _summary(loaded.config):
         print(line)
-    for key_path, why in idle:
-        print(f"not in effect: {key_path}: {why}")
     return OK
 
 

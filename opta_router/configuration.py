@@ -15,7 +15,6 @@ from anyio import to_thread
 from opta_router.errors import NoConfigFile
 from policies.errors import ConfigError
 from policies.load import Loaded, load_with_source, with_overrides
-from policies.not_in_effect import not_in_effect
 from policies.reload import Reload, reload, with_lane_settings
 from policies.schema import Config, LaneName
 
@@ -78,7 +77,6 @@ class Configuration:
         self._reading = anyio.Lock()
         self.handled_state = self.file_state()
         loaded = origin.load()
-        self._warn(loaded)
         self._in_force = loaded.config
         self.loaded_at_s = now_s()
         self.last_refusal: Refusal | None = None
@@ -129,7 +127,6 @@ class Configuration:
                 self.refused += 1
                 log.error("not reloaded, the old configuration stays: %s", exc)  # noqa: TRY400 - the operator's mistake
                 raise
-            self._warn(loaded)
             self.loaded_at_s = self._now_s()
             self.last_refusal = None
             self.applied += 1
@@ -153,8 +150,3 @@ class Configuration:
         self._in_force = result.config
         for listener in self._listeners:
             listener(result.config)
-
-    def _warn(self, loaded: Loaded) -> None:
-        if self.file is not None:
-            for key_path, why in not_in_effect(loaded.written):
-                log.warning("%s: not in effect: %s", key_path, why)

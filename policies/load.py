@@ -1,9 +1,7 @@
 """A file to a :class:`~policies.schema.Config`: whole and consistent, or a :class:`ConfigError`."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,13 +18,9 @@ _SHIPPED_SECTIONS = ("models", "hints")
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A configuration, and the file's own data: what its author wrote, without defaults.
-
-    ``source`` says on which lines.
-    """
+    """A configuration, and the file that it is from; ``source`` says what stands on which lines."""
 
     config: Config
-    written: Mapping[str, Any]
     file: Path
     source: YamlSource
 
@@ -37,7 +31,7 @@ def load(path: Path | None = None) -> Config:
 
 
 def load_with_source(path: Path | None = None) -> Loaded:
-    """Like :func:`load`, with what the file itself says."""
+    """Like :func:`load`, with where everything stands."""
     source = YamlSource(path or DEFAULT_FILE)
     if not isinstance(source.data, dict):
         allowed = ", ".join(field.name for field in msgspec.structs.fields(Config))
@@ -51,7 +45,7 @@ def load_with_source(path: Path | None = None) -> Loaded:
     config = decode(data, Config, source)
     _must_be_consistent(config, source)
     config = _with_approvals(config, source)
-    return Loaded(config, source.data, source.file, source)
+    return Loaded(config, source.file, source)
 
 
 def _with_approvals(config: Config, source: YamlSource) -> Config:

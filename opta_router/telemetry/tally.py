@@ -20,7 +20,7 @@ from opta_router.telemetry.histograms import Buckets, Histogram
 
 LANES: Final[tuple[Lane, ...]] = get_args(Lane)
 
-TokenKey: TypeAlias = tuple[str, str, str]
+TokenKey: TypeAlias = tuple[Lane, str, str]
 """Lane, model, and ``input`` or ``output``."""
 RequestKey: TypeAlias = tuple[str, str, str, str]
 """Lane, model, outcome and reason."""
@@ -139,7 +139,9 @@ class Tally:
     def reading(self) -> Totals:
         """The counts as they are now."""
         of_all = [(lane, model) for lane in LANES for model in self._models]
-        tokens: Counter[TokenKey] = Counter({(*one, kind): 0 for one in of_all for kind in ("input", "output")})
+        tokens: Counter[tuple[str, str, str]] = Counter(
+            {(*one, kind): 0 for one in of_all for kind in ("input", "output")}
+        )
         requests: Counter[RequestKey] = Counter({(*one, "ok", why): 0 for one in of_all for why in ("stop", "length")})
         with self._lock:
             for served in self._served.values():
@@ -153,8 +155,11 @@ class Tally:
                 requests[served.lane, served.model, outcome, reason] += count
         for (outcome, reason), count in list(self.not_understood.items()):
             requests[names.NO_LANE, names.NO_MODEL, outcome, reason] += count
-        # Of a lane that was only asked for no token was ever computed.
-        return Totals(requests=requests, tokens={key: count for key, count in tokens.items() if key[0] in LANES})
+        # Of a lane that was only asked for, no token was ever computed.
+        by_lane = {
+            (lane, model, kind): n for (name, model, kind), n in tokens.items() for lane in LANES if lane == name
+        }
+        return Totals(requests=requests, tokens=by_lane)
 
     def histograms(self) -> tuple[Histogram, ...]:
         """Copies of all."""

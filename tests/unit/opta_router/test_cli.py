@@ -107,15 +107,6 @@ def test_check_as_json_is_the_whole_configuration_without_its_secrets(run, confi
     assert "hidden-canary" not in out
 
 
-def test_check_says_what_of_a_file_has_no_effect(run, config_file):
-    file = config_file("telemetry: {record_content: true}")
-    status, out, _ = run("check", "--config", file)
-    assert status == 0
-    assert "not in effect: telemetry.record_content: " in out
-    _, as_json, _ = run("check", "--json", "--config", file)
-    assert list(json.loads(as_json)["not_in_effect"]) == ["telemetry.record_content"]
-
-
 @pytest.mark.parametrize(
     ("text", "line", "key_path", "found", "allowed"),
     [

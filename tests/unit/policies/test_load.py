@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.errors import ConfigError
-from policies.load import DEFAULT_FILE, load, load_with_source, with_overrides
+from policies.load import DEFAULT_FILE, load, with_overrides
 from policies.schema import Config, plain
 
 Load = Callable[[str], Config]
@@ -45,12 +45,6 @@ def test_absent_models_and_hints_are_the_shipped_ones_and_present_ones_replace_t
     config = load_text("models: [{name: mine, target: org/mine}]\nhints: []")
     assert [model.name for model in config.models] == ["mine"]
     assert config.hints == ()
-
-
-def test_what_the_author_wrote_is_kept_apart_from_the_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "opta.yaml"
-    file.write_text("server: {port: 1}")
-    assert load_with_source(file).written == {"server": {"port": 1}}
 
 
 def test_off_is_a_word_and_not_false(load_text: Load) -> None:
