@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from threading import Thread
 
@@ -64,11 +65,15 @@ class Recorder:
         }
 
     def shutdown(self) -> None:
-        """Send what is left, side by side, for each may take all the time that an exit has. Blocks; safe to repeat."""
+        """Send what is left, side by side, for each may take all the time that an exit has. Safe to repeat.
+
+        Blocks for :data:`SHUTDOWN_S` at most; what is not sent then is given up.
+        """
+        deadline_s = time.monotonic() + SHUTDOWN_S
         sending = Thread(target=self.metrics.shutdown, name="opta-metrics-shutdown", daemon=True)
         sending.start()
         self.tracing.shutdown()
-        sending.join(SHUTDOWN_S)
+        sending.join(max(0.0, deadline_s - time.monotonic()))
 
 
 def start_recorder(

@@ -28,7 +28,7 @@ class Sampling:
         self._trusted = config.trust_client_sampling
         self._now_s = now_s
         self._rate = config.max_traces_per_s
-        self._most = max(1.0, self._rate * BURST_S)
+        self._most = max(1.0, self._rate * BURST_S) if self._rate else 0.0
         self._tokens = self._most
         self._filled_s = now_s()
         self.beyond_rate = 0

@@ -1,6 +1,8 @@
 """What becomes of telemetry when nobody takes it, and what a router logs."""
 
 import itertools
+import os
+import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -61,6 +63,28 @@ def test_a_swarm_before_a_collector_that_never_answers_waits_in_a_bounded_queue(
                 client.completions.create(**BODY)
         eventually(lambda: dropped(running)["traces"] >= BATCH_TRACES)
         assert running.end() == 0
+
+
+def test_an_answer_that_goes_on_on_another_host_is_two_decodes_and_the_second_leads_to_the_first(tmp_path):
+    with collecting() as collector:
+        slowly = ECHO.replace("scripted:", "scripted:tokens_per_step=1,step_s=0.01")
+        with router(tmp_path, f"{slowly}telemetry: {{otlp_endpoint: '{collector.endpoint}'}}\n") as running:
+            with running.sdk(**{"X-Request-Id": "resumed"}) as client:
+                stream = client.completions.create(**{**BODY, "prompt": "ab" * 100, "max_tokens": 100}, stream=True)
+                for chunk in stream:
+                    if chunk.choices and chunk.choices[0].text:
+                        os.kill(running.host_pid(), signal.SIGKILL)
+                        break
+                assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+            assert running.end() == 0
+        first, second = collector.named("opta.decode")
+        (client_span,) = (span for span in collector.spans if span.kind == "CLIENT")
+    assert (first.links, second.links) == ((), (first.span_id,))
+    assert (first.status, first.attributes["error.type"], second.status) == ("ERROR", "engine_died", "UNSET")
+    (event,) = second.events
+    assert (event.name, event.attributes["opta.resumed"]) == ("opta.resumed", 1)
+    assert client_span.attributes["opta.resumed"] == 1
+    assert client_span.attributes["gen_ai.usage.output_tokens"] == 100
 
 
 def test_what_is_logged_about_a_request_names_it_and_its_trace_and_the_access_log_is_its_line(tmp_path):
