@@ -82,5 +82,5 @@ def test_a_host_that_gets_no_more_memory_dies_alone_and_its_request_is_answered_
         engine = running.get("/admin/status").json()["engine"]
         assert (engine["state"], engine["restarts"], engine["quarantined"]) == ("ready", 1, {})
         assert "the host was ended by SIG" in engine["last_failure"]
-        assert "Traceback" not in running.log.read_text()
+        assert "Traceback" not in running.said()
         assert running.end() == 0

@@ -118,7 +118,7 @@ def test_memory_does_not_grow_when_pairs_change_places(tmp_path, parts, swaps):
 
 
 def loads(running):
-    return sum(": loaded " in line for line in running.log.read_text().splitlines())
+    return sum(": loaded " in line for line in running.said().splitlines())
 
 
 def test_an_operator_loads_and_unloads_and_is_told_what_there_is_to_wait_for(tmp_path, parts):
@@ -135,4 +135,4 @@ def test_an_operator_loads_and_unloads_and_is_told_what_there_is_to_wait_for(tmp
         eventually(lambda: state(running, "a") == "absent")
         assert running.get("/admin/models").json()["reserved_bytes"] == 0
         assert ask(running, "a").status_code == 200
-        assert "load of model a by " in running.log.read_text()
+        assert "load of model a by " in running.said()
