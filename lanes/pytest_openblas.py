@@ -15,7 +15,7 @@ if _environment.get("LD_PRELOAD") != os.environ.get("LD_PRELOAD"):
 
 
 def pytest_configure(config: Any) -> None:
-    """Tests side by side share the cores, and threads of OpenBLAS spin while they wait: each run gets its part of them."""
+    """Tests side by side share the cores; OpenBLAS spins while it waits, so each run gets its part of them."""
     processes = config.getoption("numprocesses", default=None)
     if processes:
         threads = max(1, (os.cpu_count() or 1) // processes)
