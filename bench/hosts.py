@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     deaths += ["stopped"] * arguments.stops
     outcome = anyio.run(_measured, arguments.streams, deaths)
     print(
-        f"{arguments.streams} streams, {outcome.answers} answers, {outcome.resumed} resumptions; {machine()}\n\n"
+        f"\n{arguments.streams} streams, {outcome.answers} answers, {outcome.resumed} resumptions; {machine()}\n\n"
         f"{table(outcome.deaths)}\n"
     )
     promises = bars(outcome)
@@ -176,6 +176,7 @@ async def _struck(client: httpx.AsyncClient, streams: Sequence[_Stream], deaths:
                 await _until(partial(_stands_by, client))
             await anyio.sleep(chance.uniform(0, 1))
             died.append(await _death(client, streams, how))
+            print(f"{how}: replaced after {died[-1].replaced_s:.2f} s ({died[-1].said})", flush=True)
         over.set()
     engine = await _engine(client)
     return Outcome(
