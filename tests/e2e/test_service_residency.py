@@ -112,6 +112,7 @@ def test_memory_does_not_grow_when_pairs_change_places(tmp_path, parts, swaps):
             if first is None:
                 first = settled_bytes(running), resident_bytes(host)
         last = settled_bytes(running), resident_bytes(host)
+        print(f"\n{swaps} swaps: device {first[0]:,} to {last[0]:,} B, host process {first[1]:,} to {last[1]:,} B")
         assert last[0] <= first[0] * 1.05
         assert last[1] <= first[1] * 1.05
         assert loads(running) == 2 * swaps
