@@ -8,7 +8,8 @@ Three routers in front of the scripted engine, which answers at once, all runnin
 - ``every request traced``: the same without that bound.
 
 One after the other gives the latency; there, all requests of the last are traced. A flood gives the requests/s: of each
-pair of neighbouring slices the ratio, of those the median.
+pair of neighbouring slices the ratio, of those the median; and the CPU time of the router's process, which says the
+same where other work disturbs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Final
 
 import anyio
 import msgspec
+import psutil
 
 from bench import http_load, servers
 from bench.otlp_sink import collecting
@@ -39,12 +41,13 @@ MOST_MS: Final = 0.2
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """One router. ``share`` is of the requests/s without telemetry; ``traced`` of its requests in the floods."""
+    """One router. ``share`` is of the requests/s without telemetry, ``cpu_ms`` what a request takes of its process."""
 
     name: str
     median_ms: float
     p99_ms: float
     requests_per_s: float = 0.0
+    cpu_ms: float = 0.0
     share: float = 1.0
     dropped: dict[str, int] = {}
 
@@ -72,11 +75,11 @@ def bars(costs: Sequence[Cost]) -> list[Bar]:
 
 def table(costs: Sequence[Cost]) -> str:
     """Markdown."""
-    columns = ("telemetry", "median", "p99", f"requests/s at {CONNECTIONS}", ": off", "traces dropped")
+    columns = ("telemetry", "median", "p99", f"requests/s at {CONNECTIONS}", ": off", "CPU a request", "traces dropped")
     rows = [
         (
             *(cost.name, f"{cost.median_ms:.3f} ms", f"{cost.p99_ms:.3f} ms", f"{cost.requests_per_s:,.0f}"),
-            *(f"{cost.share:.3f}", f"{cost.dropped.get('traces', 0):,}"),
+            *(f"{cost.share:.3f}", f"{cost.cpu_ms:.3f} ms", f"{cost.dropped.get('traces', 0):,}"),
         )
         for cost in costs
     ]
@@ -134,19 +137,26 @@ async def _one_at_a_time(routers: dict[str, servers.Running], requests: int) -> 
 
 async def _flooded(routers: dict[str, servers.Running], costs: dict[str, Cost], rounds: int, seconds: float) -> None:
     rates: dict[str, list[float]] = {name: [] for name in routers}
-    shares: dict[str, list[float]] = {name: [] for name in routers}
+    spent_ms: dict[str, list[float]] = {name: [] for name in routers}
+    shares: list[float] = []
     for number in range(rounds):
         await routers[ON].client.get("/metrics")
-        for name in (ON, EVERY):
-            # Which is first changes, so that a machine that slows down favours neither.
-            pair = (OFF, name) if number % 2 else (name, OFF)
-            found = {
-                one: await http_load.flood(routers[one].port, REQUEST, connections=CONNECTIONS, seconds=seconds)
-                for one in pair
-            }
-            shares[name].append(found[name] / found[OFF])
-            for one, rate in found.items():
-                rates[one].append(rate)
+        # Which is first changes, so that a machine that slows down favours neither.
+        for name in (OFF, ON) if number % 2 else (ON, OFF):
+            await _flood(routers[name], seconds, rates[name], spent_ms[name])
+        shares.append(rates[ON][-1] / rates[OFF][-1])
+    await _flood(routers[EVERY], seconds, rates[EVERY], spent_ms[EVERY])
     for name, cost in costs.items():
         cost.requests_per_s = round(median(rates[name]), 1)
-        cost.share = round(median(shares[name]), 4) if shares[name] else 1.0
+        cost.cpu_ms = round(median(spent_ms[name]), 4)
+    costs[ON].share = round(median(shares), 4)
+    costs[EVERY].share = round(costs[EVERY].requests_per_s / costs[OFF].requests_per_s, 4)
+
+
+async def _flood(server: servers.Running, seconds: float, rates: list[float], spent_ms: list[float]) -> None:
+    process = psutil.Process(server.pid)
+    before = process.cpu_times()
+    rate = await http_load.flood(server.port, REQUEST, connections=CONNECTIONS, seconds=seconds)
+    after = process.cpu_times()
+    rates.append(rate)
+    spent_ms.append((after.user + after.system - before.user - before.system) * 1000 / (rate * seconds))

@@ -276,7 +276,7 @@ class TelemetryConfig(_Section, frozen=True, kw_only=True):
     sample_ratio: Ratio = 1.0
     max_traces_per_s: Annotated[
         float, Meta(ge=0, le=10_000, description="of more requests a second some are traced, and all are counted")
-    ] = 25.0
+    ] = 10.0
     access_log: Annotated[bool, Meta(description="a line in the log for each HTTP exchange")] = False
 
 

@@ -15,6 +15,7 @@ def costs(share=0.97, added_ms=0.2, traced_ms=0.2):
             p99_ms=2.0,
             requests_per_s=4000.0 * share,
             share=share,
+            cpu_ms=0.25,
             dropped={"traces": 1234, "metrics": 0},
         ),
         telemetry.Cost(name="every request traced", median_ms=1.0 + traced_ms - 1e-9, p99_ms=2.0, share=0.5),
@@ -31,7 +32,7 @@ def test_a_promise_of_telemetry_that_was_not_kept_is_said_to_be(broken):
 
 
 def test_the_table_says_what_was_not_traced():
-    assert "| on | 1.200 ms | 2.000 ms | 3,880 | 0.970 | 1,234 |" in telemetry.table(costs())
+    assert "| on | 1.200 ms | 2.000 ms | 3,880 | 0.970 | 0.250 ms | 1,234 |" in telemetry.table(costs())
 
 
 def phase(name, ratio=1.0, memory_mib=60.0):
