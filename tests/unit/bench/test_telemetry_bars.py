@@ -40,7 +40,7 @@ def phase(name, ratio=1.0, memory_mib=60.0):
 
 
 KEPT = collector.Result(
-    phases=[phase("answers", 1.5), phase("down", 0.98), phase("never answers", 1.02, 76.0), phase("back")],
+    phases=[phase("answers", 2), phase("down", 1.96), phase("never answers", 2.04, 76.0), phase("back", 2)],
     exit_s=0.5,
     troubled_exit_s=3.5,
     arrived_when_back=1,
