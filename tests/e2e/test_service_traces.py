@@ -28,7 +28,7 @@ def collector():
 
 @pytest.fixture(scope="module")
 def traced(collector, tmp_path_factory):
-    config = f"telemetry: {{otlp_endpoint: '{collector.endpoint}'}}"
+    config = f"telemetry: {{otlp_endpoint: '{collector.endpoint}', max_traces_per_s: 1000}}"
     # By default spans are sent every five seconds, and metrics every minute.
     often = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
     with router(tmp_path_factory.mktemp("traced"), config, often) as running:

@@ -25,6 +25,7 @@ lanes:
 clients:
   - {{name: editor, key_sha256: {sha256(KEYS["editor"].encode()).hexdigest()}, may_hint: [interactive, throughput]}}
   - {{name: agents, key_sha256: {sha256(KEYS["agents"].encode()).hexdigest()}, lane: throughput}}
+telemetry: {{max_traces_per_s: 1000}}
 """
 NO_END = {"0": -100, "4": -100}
 """The embedded target's end tokens, so that answers are as long as they may be."""
