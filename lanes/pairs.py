@@ -37,11 +37,13 @@ class PairPolicy(msgspec.Struct, frozen=True):
     """What somebody else decides of pairs.
 
     ``limit_of``: of the device's memory in bytes (0: unknown), what all pairs together may take. ``objection``: why a
-    pair that has been looked at must not be loaded; None: nothing stands against it.
+    pair that has been looked at must not be loaded; None: nothing stands against it. ``prompt_caches_of``: of the same
+    memory, what prompt caches may take as long as no pair needs it.
     """
 
     limit_of: Callable[[int], int] = lambda total_bytes: total_bytes or UNLIMITED_BYTES
     objection: Callable[[str, wire.PairFacts], str | None] = lambda name, facts: None
+    prompt_caches_of: Callable[[int], int] = lambda total_bytes: 0
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -82,6 +84,8 @@ class Pairs:
         self._began_s: dict[str, float] = {}
         self._progress: dict[str, wire.ModelProgress] = {}
         self._on_settled: Callable[[], None] = lambda: None
+        self._most_prompt_cache_bytes = 0
+        self.prompt_cache_limit_bytes = 0
         self.loaded: dict[str, wire.ModelInfo] = {}
         self.facts: dict[str, wire.PairFacts] = {}
 
@@ -189,6 +193,8 @@ class Pairs:
         """A host listens to ``send``. ``on_settled`` is called whenever nothing that it starts with is missing."""
         self._send = send
         self._on_settled = on_settled
+        self._most_prompt_cache_bytes = self._policy.prompt_caches_of(memory_bytes)
+        self.prompt_cache_limit_bytes = 0  # a new host keeps nothing before it is told to
         self._perform(self._residency.host_started(self._policy.limit_of(memory_bytes), self._now_s()))
 
     def host_lost(self) -> None:
@@ -268,6 +274,7 @@ class Pairs:
             self._perform(self._residency.tick(self._now_s()))
 
     def _perform(self, effects: list[residency.Effect]) -> None:
+        self._limit_prompt_caches()
         for effect in effects:
             match effect:
                 case residency.Granted(lease):
@@ -286,6 +293,14 @@ class Pairs:
         self._changed.set()
         if not self._residency.starting:
             self._on_settled()
+
+    def _limit_prompt_caches(self) -> None:
+        """Prompt caches have what the pairs leave. Said before the load that leaves less."""
+        left_bytes = self._residency.limit_bytes - self._residency.held_bytes
+        limit_bytes = max(min(self._most_prompt_cache_bytes, left_bytes), 0)
+        if limit_bytes != self.prompt_cache_limit_bytes and self._send is not None:
+            self.prompt_cache_limit_bytes = limit_bytes
+            self._send(wire.LimitPromptCaches(limit_bytes))
 
     def _order(self, message: wire.ToHost) -> None:
         if self._send is not None:

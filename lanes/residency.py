@@ -298,6 +298,11 @@ class Residency:
         """What all pairs together may take."""
         return self._limit_bytes
 
+    @property
+    def held_bytes(self) -> int:
+        """What the pairs hold of it that are resident, or come, or go."""
+        return self._held_bytes()
+
     def views(self) -> list[PairView]:
         """Every pair, in the configuration's order."""
         return [

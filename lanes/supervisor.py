@@ -84,6 +84,7 @@ class Supervisor:
         self._was_lost = anyio.Event()
         self.pairs = Pairs(settings.models, settings.pairs)
         self.stats: wire.Stats | None = None
+        self._prompt_caches_before: dict[str, wire.PromptCacheStats] = {}
         self._device_s_before: dict[wire.Lane, float] = dict.fromkeys(settings.lanes, 0.0)  # of the hosts that are gone
         self.versions: wire.Versions | None = None
         self.host_pid: int | None = None
@@ -152,6 +153,13 @@ class Supervisor:
             lane: before_s + (now[lane].device_s if lane in now else 0.0)
             for lane, before_s in self._device_s_before.items()
         }
+
+    @property
+    def prompt_caches(self) -> dict[str, wire.PromptCacheStats]:
+        """By model that has been resident, its counters from every host so far. As of the last heartbeat."""
+        now = self.stats.prompt_caches if self.stats is not None else {}
+        before, none = self._prompt_caches_before, wire.PromptCacheStats()
+        return {model: before.get(model, none) + now.get(model, none) for model in {**before, **now}}
 
     async def wait_ready(self) -> None:
         """Return when the host takes requests."""
@@ -264,6 +272,7 @@ class Supervisor:
             self._on_trial = None
             self.pairs.host_lost()
             self._device_s_before = self.device_s
+            self._prompt_caches_before = {model: gone.without_contents() for model, gone in self.prompt_caches.items()}
             self.stats = None
             self._was_lost.set()
             self._was_lost = anyio.Event()

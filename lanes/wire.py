@@ -10,7 +10,7 @@ Order of a link's life::
     router -> StandBy                    if there is a host already, and this one is to wait for its end
     router -> Configure                  lanes and models
     host   -> Ready
-    router -> Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown, in any order
+    router -> Submit | Cancel | Move | SetLanes | LimitPromptCaches | Prepare | Load | Unload | Shutdown, in any order
     host   -> Events | Stats | Model…, in any order; each Submit ends in exactly one Finished or Failed
 
 A pair's life on a host: Prepare → ModelPrepared | ModelFailed; then Load → ModelProgress… → ModelLoaded | ModelFailed;
@@ -26,6 +26,7 @@ from itertools import zip_longest
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from lanes.errors import WireError
 
@@ -372,6 +373,12 @@ class StandBy(Message, frozen=True):
     engines: bool = False
 
 
+class LimitPromptCaches(Message, frozen=True):
+    """What all prompt caches together may take from now on; 0, as before the first such message: nothing is kept."""
+
+    max_bytes: int
+
+
 class Prepare(Message, frozen=True):
     """Find a pair's files, fetch them if need be, and look at them; nothing is loaded."""
 
@@ -394,7 +401,9 @@ class Shutdown(Message, frozen=True):
     """End the process in order."""
 
 
-ToHost = StandBy | Configure | Submit | Cancel | Move | SetLanes | Prepare | Load | Unload | Shutdown
+ToHost = (
+    StandBy | Configure | Submit | Cancel | Move | SetLanes | LimitPromptCaches | Prepare | Load | Unload | Shutdown
+)
 
 
 # host to router
@@ -518,13 +527,35 @@ class LaneStats(msgspec.Struct, frozen=True):
     active: int
 
 
+class PromptCacheStats(msgspec.Struct, frozen=True):
+    """The prompt caches of one model: ``entries`` and ``size_bytes`` now, the others since the host started.
+
+    A hit is a prompt of which something was known: ``reused_tokens`` in all were.
+    """
+
+    entries: int = 0
+    size_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    reused_tokens: int = 0
+
+    def __add__(self, other: PromptCacheStats) -> PromptCacheStats:
+        return PromptCacheStats(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+    def without_contents(self) -> PromptCacheStats:
+        """What stays of it when its host is gone."""
+        return msgspec.structs.replace(self, entries=0, size_bytes=0)
+
+
 class Stats(Message, frozen=True):
-    """A heartbeat of the device loop. Memory is MLX's active memory in bytes."""
+    """A heartbeat of the device loop. Memory is MLX's active memory in bytes. ``prompt_caches`` are by model."""
 
     steps: int
     lanes: dict[Lane, LaneStats]
     active_memory_bytes: int
     peak_memory_bytes: int
+    prompt_caches: dict[str, PromptCacheStats] = {}
 
 
 FromHost = Hello | ModelPrepared | ModelProgress | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats

@@ -55,6 +55,11 @@ class Engine(Protocol):
         """Device time that each lane has had since the router's start."""
         ...
 
+    @property
+    def prompt_caches(self) -> dict[str, wire.PromptCacheStats]:
+        """By model: what is kept, and its counters since the router's start."""
+        ...
+
     def submit(
         self,
         submit: wire.Submit,

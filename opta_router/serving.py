@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
 from anyio import to_thread
@@ -25,6 +26,8 @@ from policies.speculation import judge_pair, spec_policy
 
 log = logging.getLogger(__name__)
 
+UNKNOWN_SHARE_BYTES: Final = 1024**3
+
 
 def host_settings(config: Config, in_force: Callable[[], Config] | None = None) -> HostSettings:
     """What the host needs of the configuration. ``in_force`` is asked about speculation, which a reload may change."""
@@ -33,7 +36,11 @@ def host_settings(config: Config, in_force: Callable[[], Config] | None = None) 
         return objection_to(name, facts, in_force() if in_force is not None else config)
 
     return HostSettings(
-        pairs=PairPolicy(lambda memory_bytes: config.memory.limit.of(memory_bytes or UNLIMITED_BYTES), objection),
+        pairs=PairPolicy(
+            lambda memory_bytes: config.memory.limit.of(memory_bytes or UNLIMITED_BYTES),
+            objection,
+            lambda memory_bytes: prompt_cache_bytes(config, memory_bytes),
+        ),
         lanes=lane_specs(config),
         standby=config.server.standby,
         models=tuple(
@@ -43,6 +50,14 @@ def host_settings(config: Config, in_force: Callable[[], Config] | None = None) 
             for model in config.models
         ),
     )
+
+
+def prompt_cache_bytes(config: Config, memory_bytes: int) -> int:
+    """What prompt caches may take on a device that has ``memory_bytes``; 0: unknown, so a share of it is, too."""
+    amount = config.memory.prompt_caches
+    if amount is None:
+        return 0
+    return amount.of(memory_bytes) if memory_bytes else amount.size_bytes or UNKNOWN_SHARE_BYTES
 
 
 def lane_specs(config: Config) -> Mapping[Lane, LaneSpec]:

@@ -104,3 +104,10 @@ def _memory(config: Config) -> Iterator[Problem]:
     if any(low is not None and high is not None and low > high for low, high in pairs):
         found = f"shed {shed.written()}, limit {limit.written()}"
         yield Problem(("memory", "shed"), "is below memory.limit", found, "the limit or more")
+    kept = config.memory.prompt_caches
+    if kept is None:
+        return
+    pairs = ((kept.fraction, limit.fraction), (kept.size_bytes, limit.size_bytes))
+    if any(low is not None and high is not None and low > high for low, high in pairs):
+        found = f"prompt_caches {kept.written()}, limit {limit.written()}"
+        yield Problem(("memory", "prompt_caches"), "is above memory.limit", found, "the limit or less")

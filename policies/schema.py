@@ -259,9 +259,15 @@ class SpeculationConfig(_Section, frozen=True, kw_only=True):
 
 
 class MemoryConfig(_Section, frozen=True, kw_only=True):
-    """How much of the device's memory may be used, and from where on work is shed."""
+    """How much of the device's memory may be used, by prompt caches, too, and from where on work is shed."""
 
     limit: MemoryAmount = _default(MemoryAmount(fraction=0.9))
+    prompt_caches: Annotated[
+        MemoryAmount | None,
+        Meta(
+            description="within the limit, what loaded models leave of it: KV caches kept across requests; null: none"
+        ),
+    ] = _default(MemoryAmount(fraction=0.1))
     shed: MemoryAmount = _default(MemoryAmount(fraction=0.95))
 
 

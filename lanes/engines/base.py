@@ -40,6 +40,7 @@ class Emission(msgspec.Struct, frozen=True):
     ``token_ids`` may be empty (a prefill step that completes nothing emits nothing at all). The first ``accepted``
     of them were drafted. ``counters`` is what this step adds, None where the sequence does not speculate. The last
     emission of a sequence has ``finish`` or ``error`` set. An end-of-sequence token is emitted, with ``finish`` "stop".
+    ``cached_tokens`` of the prompt were not computed, for they were in a prompt cache; that is said once.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Emission(msgspec.Struct, frozen=True):
     counters: SpecCounters | None = None
     finish: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 class Handover(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ samples:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any, Final, cast
 
@@ -28,10 +29,20 @@ RESET_AFTER_SEQUENCES: Final = 1_000
 """mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
 
 
-class Batch:
-    """Sequences come in with their KV caches (:class:`lanes.engines.base.Handover`), and leave one by one."""
+Leave = Callable[[tuple[int, ...], list[Any]], None]
 
-    def __init__(self, target: Any, eos: frozenset[int], max_active: int) -> None:
+
+class Batch:
+    """Sequences come in with their KV caches (:class:`lanes.engines.base.Handover`), and leave one by one.
+
+    Args:
+        target: an mlx-lm model; shared with other engines, never changed.
+        eos: token ids that end an answer.
+        max_active: sequences decoded at a time.
+        leave: told what a sequence that leaves computed: tokens, and a cache of all of them, which is still a plan.
+    """
+
+    def __init__(self, target: Any, eos: frozenset[int], max_active: int, leave: Leave) -> None:
         config = SchedulerConfig(
             max_num_seqs=max_active,
             completion_batch_size=max_active,
@@ -39,7 +50,7 @@ class Batch:
             enable_prefix_cache=False,
         )
         self._rows = _Rows()
-        self._scheduler = _OwnSampler(target, _TokenIdsOnly(eos), config, self._rows)
+        self._scheduler = _OwnSampler(target, _TokenIdsOnly(eos), config, self._rows, leave)
         # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
         self._numbers = count()
         self._scheduler_ids: dict[str, str] = {}
@@ -79,6 +90,7 @@ class Batch:
         scheduler_id = self._scheduler_ids.pop(request_id)
         del self._request_ids[scheduler_id], self._tokens[request_id]
         self._joining.discard(request_id)
+        self._scheduler.leave_early(scheduler_id)
         self._scheduler.abort_request(scheduler_id)
         self._aborted.add(scheduler_id)
 
@@ -169,11 +181,31 @@ class _Rows:
 
 
 class _OwnSampler(Scheduler):  # type: ignore[misc]
-    """A scheduler whose batches are all sampled by ``rows``."""
+    """A scheduler whose batches are all sampled by ``rows``; ``leave`` is told of sequences that leave it."""
 
-    def __init__(self, target: Any, tokenizer: Any, config: SchedulerConfig, rows: _Rows) -> None:
+    def __init__(self, target: Any, tokenizer: Any, config: SchedulerConfig, rows: _Rows, leave: Leave) -> None:
         super().__init__(target, tokenizer, config)
         self._rows = rows
+        self._leave = leave
+
+    def leave_early(self, scheduler_id: str) -> None:
+        """Say what a sequence that is about to be aborted has computed."""
+        uid, request = self.request_id_to_uid.get(scheduler_id), self.running.get(scheduler_id)
+        if uid is None or request is None:
+            return  # it has not joined yet
+        cache, _ = self.batch_generator.extract_cache([uid])[uid]
+        self._leave(_tokens_of(request), cache)
+
+    def _process_batch_responses(self, responses: list[Any]) -> Any:
+        """With each last response comes the sequence's cache, which the scheduler would wait for, and drop."""
+        left = [(self.running.get(self.uid_to_request_id.get(r.uid)), r.prompt_cache) for r in responses]
+        for response in responses:
+            response.prompt_cache = None
+        processed = super()._process_batch_responses(responses)
+        for request, cache in left:
+            if request is not None and cache is not None:
+                self._leave(_tokens_of(request), cache)
+        return processed
 
     def _ensure_batch_generator(self, sampling_params: SamplingParams) -> None:
         super()._ensure_batch_generator(sampling_params)
@@ -211,6 +243,10 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
             tokens = self._token_context[row].update_and_fetch(inputs[row : row + 1])
         adjusted: mx.array = processor.adjusted(logits[row : row + 1], tokens)
         return adjusted
+
+
+def _tokens_of(request: Request) -> tuple[int, ...]:
+    return (*request.prompt_token_ids, *request.output_token_ids)
 
 
 class _Processor:

@@ -27,6 +27,8 @@ from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 from lanes.engines.base import Emission, Handover, SequenceSpec, until_eos
 from lanes.engines.draft_length import Stopping
+from lanes.engines.kv_layers import KVLayers
+from lanes.engines.prompt_caches import PromptCaches
 from lanes.engines.prompt_lookup import PromptLookup
 from lanes.engines.proposing import PLAIN, PairCosts, Plan, Proposing
 from lanes.engines.rejection import propose, verify
@@ -54,6 +56,7 @@ class SpeculativeEngine:
         draft: an mlx-lm model of the same tokenizer, or None.
         eos: token ids that end an answer.
         max_draft_tokens: upper bound of a round, whatever a request asks for.
+        prompt_caches: where sequences begin, and leave what they computed; None: nowhere.
         prompt_lookup: let the text itself propose, too; the target's cache must be trimmable.
     """
 
@@ -65,6 +68,7 @@ class SpeculativeEngine:
         draft: Any | None,
         eos: frozenset[int],
         max_draft_tokens: int,
+        prompt_caches: PromptCaches | None = None,
         *,
         prompt_lookup: bool = False,
     ) -> None:
@@ -72,6 +76,7 @@ class SpeculativeEngine:
         self._draft = draft
         self._eos = eos
         self._costs = PairCosts(max_draft_tokens, draft_model=draft is not None, prompt_lookup=prompt_lookup)
+        self._prompt_caches = prompt_caches if prompt_caches is not None else PromptCaches()
         self._runs: dict[str, _Run] = {}
         self._turns: deque[str] = deque()
         self._under_way: tuple[_Run, _Settle] | None = None
@@ -81,13 +86,15 @@ class SpeculativeEngine:
         """See :class:`lanes.engines.base.Engine`."""
         if spec.request_id in self._runs:
             raise ValueError(f"request id {spec.request_id!r} is in use")
-        self._runs[spec.request_id] = _Run(spec, self._target, self._draft, self._costs)
+        self._runs[spec.request_id] = run = _Run(spec, self._target, self._draft, self._costs)
+        run.resume(self._prompt_caches)
         self._turns.append(spec.request_id)
 
     def cancel(self, request_id: str) -> None:
         """See :class:`lanes.engines.base.Engine`."""
-        if self._runs.pop(request_id, None) is not None:
-            self._turns.remove(request_id)
+        run = self._forget(request_id)
+        if run is not None:
+            run.leave(self._prompt_caches)
 
     def release(self, request_id: str) -> Handover | None:
         """See :class:`lanes.engines.base.Releasing`."""
@@ -136,6 +143,7 @@ class SpeculativeEngine:
         self._runs.clear()
         self._turns.clear()
         self._under_way = None
+        self._prompt_caches.clear()
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
         """Measure what a round of each kind costs on this device; compiles every shape on the way.
@@ -194,13 +202,21 @@ class SpeculativeEngine:
     def _failed(self, run: _Run, exc: Exception) -> Emission:
         request_id = run.spec.request_id
         log.error("a step of request %s failed", request_id, exc_info=exc)
-        self.cancel(request_id)
+        self._forget(request_id)
+        self._prompt_caches.clear()  # what it began with may be at fault
         return Emission(request_id, error=f"{type(exc).__name__}: {exc}")
+
+    def _forget(self, request_id: str) -> _Run | None:
+        run = self._runs.pop(request_id, None)
+        if run is not None:
+            self._turns.remove(request_id)
+        return run
 
     def _emit(self, run: _Run, chosen: list[int], round_: _Round | None, accepted: int) -> Emission:
         """End the sequence where it must end, and account for every drafted token."""
         kept = until_eos(chosen, self._eos)
         token_ids = tuple(chosen[:kept])
+        cached_tokens = 0 if run.begun else run.cached_tokens
         run.emitted += kept
         run.begun = True
         self.computed_tokens += kept
@@ -212,7 +228,9 @@ class SpeculativeEngine:
         counters = None
         if run.speculates:
             counters = round_.counters(min(accepted, kept), cut_short=kept < len(chosen)) if round_ else SpecCounters()
-        return Emission(run.spec.request_id, token_ids, min(accepted, kept), counters, finish)
+        return Emission(
+            run.spec.request_id, token_ids, min(accepted, kept), counters, finish, cached_tokens=cached_tokens
+        )
 
 
 _Settle = Callable[[float], Emission | None]
@@ -276,6 +294,24 @@ class _Run:
         self._draft_cache = make_prompt_cache(draft) if self._drafts else []
         self._draft_tokens = 0
         self._first: mx.array | None = None
+        self.cached_tokens = 0
+
+    def resume(self, prompt_caches: PromptCaches) -> None:
+        """Begin behind what is known already."""
+        known = prompt_caches.find(tuple(self._tokens))
+        if known is None:
+            return
+        self._target_tokens, self._target_cache = known.tokens, known.target
+        self.cached_tokens = min(known.tokens, len(self.spec.prompt))
+        if self._drafts and known.draft:
+            self._draft_tokens, self._draft_cache = known.draft_tokens, known.draft
+
+    def leave(self, prompt_caches: PromptCaches) -> None:
+        """Leave what was computed; between two steps, and nothing is computed any more."""
+        computed = len(self._tokens) - 1 if self.begun else self._target_tokens
+        if computed:
+            draft = KVLayers(self._draft_cache, self._draft_tokens) if self._draft_tokens else None
+            prompt_caches.keep(tuple(self._tokens[:computed]), KVLayers(self._target_cache, computed), draft)
 
     @property
     def prefilled(self) -> bool:

@@ -21,6 +21,8 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache, trim_prompt_cache
 
 from lanes.engines.base import Emission, Handover, SequenceSpec
 from lanes.engines.batch import Batch
+from lanes.engines.kv_layers import KVLayers, compute
+from lanes.engines.prompt_caches import PromptCaches
 from lanes.engines.step_costs import StepCosts, chunk_size
 from lanes.fair_share import FairShare
 
@@ -44,6 +46,7 @@ class ThroughputEngine:
         eos: token ids that end an answer.
         max_active: sequences decoded at a time; more wait their turn in order of arrival.
         max_step_s: how long a decode step should be at most, whoever is there.
+        prompt_caches: where prompts begin, and sequences leave what they computed; None: nowhere.
         pads_chunks: make the last chunk of a prompt as long as others are, where each new shape costs: mlx on CUDA
             plans attention for 80 ms, six times what a chunk of a 3 B model then takes on an H200.
     """
@@ -56,6 +59,7 @@ class ThroughputEngine:
         eos: frozenset[int],
         max_active: int,
         max_step_s: float | None = None,
+        prompt_caches: PromptCaches | None = None,
         *,
         pads_chunks: bool | None = None,
     ) -> None:
@@ -64,6 +68,7 @@ class ThroughputEngine:
         self._eos = eos
         self._max_active = max_active
         self._max_step_s = UNDISTURBED_STEP_S if max_step_s is None else max_step_s
+        self._prompt_caches = prompt_caches if prompt_caches is not None else PromptCaches()
         self._prompts: deque[_Prompt] = deque()
         self._batches: list[Batch] = []
         self._turns: deque[Batch] = deque()
@@ -92,6 +97,7 @@ class ThroughputEngine:
         prompt, batch = self._prompt(request_id), self._batch(request_id)
         if prompt is not None:
             self._prompts.remove(prompt)
+            prompt.leave(self._prompt_caches)
         if batch is not None:
             batch.cancel(request_id)
 
@@ -148,9 +154,11 @@ class ThroughputEngine:
         self._turns.clear()
         self._prompts.clear()
         self._under_way.clear()
+        self._prompt_caches.clear()
 
     def _prefill(self, piece: _Piece, limit_s: float) -> list[Emission]:
         prompt = self._prompts[0]
+        emissions = prompt.resume(self._prompt_caches)
         tokens = min(self._costs.chunk_tokens(prompt.offset, limit_s), prompt.remaining)
         try:
             if tokens:
@@ -161,23 +169,25 @@ class ThroughputEngine:
                 self._prompts.popleft()
         except Exception as exc:  # its cache is its own: the other sequences go on
             return [self._failed(prompt, exc)]
-        return []
+        return emissions
 
     def _failed(self, prompt: _Prompt, exc: Exception) -> Emission:
         request_id = prompt.handover.spec.request_id
         log.error("prefill of request %s failed", request_id, exc_info=exc)
         self.cancel(request_id)
+        self._prompt_caches.clear()  # what it began with may be at fault, and what it left is
         return Emission(request_id, error=f"{type(exc).__name__}: {exc}")
 
     def _join(self, prompt: _Prompt) -> None:
         ready = prompt.ready()
+        prompt.leave(self._prompt_caches)  # a batch copies what joins it
         shapes = [(len(batch), batch.longest) for batch in self._batches]
         index = self._costs.place(len(ready.token_ids), shapes, AIM * self._max_step_s)
         if index is None:
             empty = (index for index, batch in enumerate(self._batches) if not len(batch))
             index = next(empty, len(self._batches))
         if index == len(self._batches):
-            self._batches.append(Batch(self._target, self._eos, self._max_active))
+            self._batches.append(Batch(self._target, self._eos, self._max_active, self._left))
             self._turns.append(self._batches[-1])
         self._batches[index].add(ready)
 
@@ -194,6 +204,12 @@ class ThroughputEngine:
             piece.tokens = cache_tokens
         self.computed_tokens += sum(len(emission.token_ids) for emission in emissions)
         return emissions
+
+    def _left(self, token_ids: tuple[int, ...], cache: list[Any]) -> None:
+        """A sequence has left its batch. Its part of the batch's cache must be copied while that is there."""
+        if self._prompt_caches.enabled:
+            compute(cache)
+            self._prompt_caches.keep(token_ids, KVLayers(cache, len(token_ids)))
 
     def _decoding(self) -> int:
         return sum(len(batch) for batch in self._batches)
@@ -212,6 +228,7 @@ class _Prompt:
         self.handover = handover
         self._target = target
         self._cache = handover.cache
+        self._fresh = handover.cache is None
         self.offset = 0 if handover.cache is None else len(handover.token_ids) - 1
 
     @property
@@ -223,6 +240,21 @@ class _Prompt:
     def computed(self) -> bool:
         """True if it may join a batch."""
         return self.remaining == 0
+
+    def resume(self, prompt_caches: PromptCaches) -> list[Emission]:
+        """At the beginning, begin behind what is known already; returns what is to be said of that."""
+        known = prompt_caches.find(self.handover.token_ids) if self._fresh else None
+        self._fresh = False
+        if known is None:
+            return []
+        self._cache, self.offset = known.target, known.tokens
+        spec = self.handover.spec
+        return [Emission(spec.request_id, cached_tokens=min(known.tokens, len(spec.prompt)))]
+
+    def leave(self, prompt_caches: PromptCaches) -> None:
+        """Leave what was computed; nothing is computed any more."""
+        if self._cache is not None:
+            prompt_caches.keep(self.handover.token_ids[: self.offset], KVLayers(self._cache, self.offset))
 
     def compute(self, tokens: int, size: int) -> list[mx.array]:
         """Dispatch the next chunk, of ``size`` where the cache can be cut back to its ``tokens``.

@@ -24,6 +24,7 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._text = TextStream(tokenizer, submit.stop)
         self._completion_tokens = 0
+        self._cached_tokens = 0
         self._counters: wire.SpecCounters | None = None
         self.ended = False
         self._resume(submit.emitted)
@@ -45,6 +46,7 @@ class Answer:
         if emission.error is not None:
             self.ended = True
             return [wire.Failed(self._request_id, wire.FailureCode.ENGINE_ERROR, emission.error)]
+        self._cached_tokens += emission.cached_tokens
         # An end-of-sequence token counts, but is not text, whether or not the tokenizer calls it special.
         ends = int(emission.finish == "stop")
         piece = self._push(emission.token_ids[: len(emission.token_ids) - ends], emission.accepted)
@@ -73,7 +75,8 @@ class Answer:
                     finish,
                     self._prompt_tokens,
                     self._completion_tokens,
-                    speculative=self._counters,
+                    self._cached_tokens,
+                    self._counters,
                 )
             )
         return events

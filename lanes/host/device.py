@@ -63,7 +63,7 @@ class Stop(msgspec.Struct, frozen=True):
     """End the thread."""
 
 
-Command = loader.Order | Add | Cancel | Move | SetLanes | Stop
+Command = loader.Order | loader.LimitPromptCaches | Add | Cancel | Move | SetLanes | Stop
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -168,6 +168,8 @@ class DeviceThread:
                     self._publish([Emission(request_id, finish="cancelled")])
             case Move(request_id, lane):
                 self._move(request_id, lane)
+            case loader.LimitPromptCaches(max_bytes):
+                self._loader.limit_prompt_caches(max_bytes)
             case SetLanes(lanes):
                 self._lanes.update(lanes)
                 for lane, settings in lanes.items():
@@ -314,4 +316,5 @@ class DeviceThread:
             },
             active_memory_bytes=active_bytes,
             peak_memory_bytes=peak_bytes,
+            prompt_caches=self._loader.prompt_memory.stats(),
         )

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from lanes import wire
+from lanes.engines.prompt_caches import PromptMemory
 from lanes.errors import ModelLoadFailed
 from lanes.host.residents import Examination, Resident, facts_of, loading
 
@@ -57,6 +58,12 @@ class Unload(msgspec.Struct, frozen=True):
     model: str
 
 
+class LimitPromptCaches(msgspec.Struct, frozen=True):
+    """What all prompt caches together may take."""
+
+    max_bytes: int
+
+
 Order = Prepare | Load | Unload
 
 
@@ -81,6 +88,7 @@ class Loader:
         self._lanes = lanes
         self._loads: dict[str, Generator[wire.ModelProgress, None, Resident]] = {}
         self._said_s = 0.0
+        self.prompt_memory = PromptMemory()
         self.residents: dict[str, Resident] = {}
 
     @property
@@ -106,11 +114,16 @@ class Loader:
             case Load(examined):
                 name = examined.spec.name
                 if name not in self.residents and name not in self._loads:
-                    self._loads[name] = loading(examined, self._lanes)
+                    self._loads[name] = loading(examined, self._lanes, self.prompt_memory)
             case Unload(name):
                 self._unload(name)
                 return [wire.ModelUnloaded(name)]
         return []
+
+    def limit_prompt_caches(self, max_bytes: int) -> None:
+        """Give back what is beyond ``max_bytes``: somebody else is to have it."""
+        if self.prompt_memory.resize(max_bytes):
+            _free()
 
     def advance(self, others_wait: bool) -> list[Report]:
         """Do the next pieces of the oldest load."""

@@ -12,6 +12,7 @@ import msgspec
 
 from lanes import wire
 from lanes.engines.base import Engine, SequenceSpec, advance
+from lanes.engines.prompt_caches import LEAST_TOKENS, PromptCaches, PromptMemory
 from lanes.engines.scripted import Script, ScriptedEngine, ScriptedTokenizer, parse_script
 from lanes.errors import ModelLoadFailed
 from lanes.host.examine import Examined
@@ -94,20 +95,20 @@ def facts_of(examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]) ->
 
 
 def loading(
-    examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec]
+    examined: Examination, lanes: Mapping[wire.Lane, wire.LaneSpec], memory: PromptMemory
 ) -> Generator[wire.ModelProgress, None, Resident]:
-    """Load a pair and make its engines, in bounded pieces; on the device thread.
+    """Load a pair and make its engines, which share their prompt caches, in bounded pieces; on the device thread.
 
     Raises:
         ModelLoadFailed: it cannot be loaded; nothing of it stays in memory.
     """
     if isinstance(examined, Scripted):
         return _scripted(examined, lanes)
-    return (yield from _pair(examined, lanes))
+    return (yield from _pair(examined, lanes, memory.of(examined.spec.name)))
 
 
 def _pair(
-    examined: Examined, lanes: Mapping[wire.Lane, wire.LaneSpec]
+    examined: Examined, lanes: Mapping[wire.Lane, wire.LaneSpec], prompt_caches: PromptCaches
 ) -> Generator[wire.ModelProgress, None, Resident]:
     # Here, because importing mlx-lm takes seconds that a host of scripted models need not spend.
     import mlx.core as mx  # noqa: PLC0415
@@ -128,6 +129,7 @@ def _pair(
         pair.draft if usable else None,
         pair.eos,
         settings.max_draft_tokens,
+        prompt_caches,
         prompt_lookup=rounds and settings.prompt_lookup,
     )
     prompt = tuple(models.probe_prompt(pair.tokenizer))
@@ -135,7 +137,7 @@ def _pair(
         yield wire.ModelProgress(pair.info.name, "calibrating")
         interactive.calibrate_round(prompt, plan)
     batches = lanes["throughput"]
-    throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s)
+    throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s, prompt_caches)
     yield wire.ModelProgress(pair.info.name, "calibrating")
     _try_batch(throughput, prompt)
     mx.clear_cache()
@@ -148,7 +150,8 @@ def _pair(
 
 def _try_batch(engine: Engine, prompt: tuple[int, ...]) -> None:
     """A tiny real run: a cache that cannot be batched shows here, not in a client's answer."""
-    engine.add(SequenceSpec("probe", prompt, TRIAL_TOKENS, wire.Sampling(temperature=0.0)))
+    trial = prompt[: LEAST_TOKENS - TRIAL_TOKENS]  # so short that nobody keeps it
+    engine.add(SequenceSpec("probe", trial, TRIAL_TOKENS, wire.Sampling(temperature=0.0)))
     while engine.has_work():
         for emission in advance(engine):
             if emission.error is not None:

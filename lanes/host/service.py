@@ -77,6 +77,8 @@ class HostService:
             case wire.Unload(name):
                 self._encoders.pop(name, None)
                 self._require_device().send(loader.Unload(name))
+            case wire.LimitPromptCaches(max_bytes):
+                self._require_device().send(loader.LimitPromptCaches(max_bytes))
             case wire.SetLanes(lanes):
                 self._require_device().send(device.SetLanes(lanes))
             case wire.Shutdown():

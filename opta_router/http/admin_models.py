@@ -65,7 +65,7 @@ class SpeculationView(msgspec.Struct, frozen=True, kw_only=True):
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One configured model. ``facts`` and ``progress`` are None where nothing is known, or under way.
 
-    One in quarantine has failed, until then; ``load`` ends it.
+    One in quarantine has failed, until then; ``load`` ends it. ``prompt_caches`` are as of a second ago.
     """
 
     name: str
@@ -84,14 +84,19 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     load_s: float | None
     progress: Progress | None
+    prompt_caches: wire.PromptCacheStats
     speculation: SpeculationView
     facts: wire.PairFacts | None
 
 
 class ModelsView(msgspec.Struct, frozen=True, kw_only=True):
-    """All models, and the memory that they share. ``active_bytes`` is what the device uses, as of a second ago."""
+    """All models, and the memory that they share. ``active_bytes`` is what the device uses, as of a second ago.
+
+    ``prompt_cache_limit_bytes`` is what prompt caches may take now: what is configured, or what models leave.
+    """
 
     limit_bytes: int
+    prompt_cache_limit_bytes: int
     reserved_bytes: int
     active_bytes: int | None
     models: tuple[ModelView, ...]
@@ -126,6 +131,7 @@ def views(service: Service) -> ModelsView:
     found = tuple(_view(service, model) for model in service.config.models)
     return ModelsView(
         limit_bytes=pairs.limit_bytes,
+        prompt_cache_limit_bytes=pairs.prompt_cache_limit_bytes,
         reserved_bytes=sum(view.reserved_bytes for view in found),
         active_bytes=stats.active_memory_bytes if stats is not None else None,
         models=found,
@@ -152,6 +158,7 @@ def _view(service: Service, model: ModelConfig) -> ModelView:
         reserved_bytes=pair.reserved_bytes,
         load_s=info.load_s if info is not None else None,
         progress=pairs.progress(model.name),
+        prompt_caches=service.engine.prompt_caches.get(model.name, wire.PromptCacheStats()),
         speculation=_speculation(service, model, facts),
         facts=facts,
     )

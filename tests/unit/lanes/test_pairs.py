@@ -133,3 +133,30 @@ async def test_what_a_pair_needs_is_said_with_its_parts():
     assert host.pairs.failures()["m"] == (
         "it needs 600 B: target 300 B, draft 100 B, KV caches 200 B for 2 x 2048 tokens; memory.limit allows 500 B"
     )
+
+
+async def test_prompt_caches_have_what_the_pairs_leave_and_the_host_hears_of_less_before_a_load():
+    other = wire.ModelSpec("n", "t", preload=False)
+    policy = PairPolicy(lambda memory_bytes: 1500, prompt_caches_of=lambda memory_bytes: 1000)
+    host = Host(policy, SPEC, other)
+    assert host.told == [wire.LimitPromptCaches(1000)]
+    host.pairs.load("m")
+    host.pairs.received(wire.ModelPrepared("m", FACTS))
+    assert host.told[1:] == [wire.Prepare("m"), wire.LimitPromptCaches(900), wire.Load("m")]
+    host.pairs.received(wire.ModelLoaded(INFO))
+    host.pairs.load("n")
+    host.pairs.received(wire.ModelPrepared("n", FACTS))
+    assert host.told[4:] == [wire.Prepare("n"), wire.LimitPromptCaches(300), wire.Load("n")]
+    assert host.pairs.prompt_cache_limit_bytes == 300
+    host.pairs.received(wire.ModelFailed("n", "no such file"))
+    assert host.told[7:] == [wire.LimitPromptCaches(900)]
+    host.pairs.unload("m")
+    host.pairs.received(wire.ModelUnloaded("m"))
+    assert host.told[8:] == [wire.Unload("m"), wire.LimitPromptCaches(1000)]
+
+
+async def test_the_next_host_is_told_what_prompt_caches_may_take():
+    host = Host(PairPolicy(lambda memory_bytes: 1500, prompt_caches_of=lambda memory_bytes: 1000))
+    host.pairs.host_lost()
+    host.pairs.host_started(0, host.told.append, host.settled)
+    assert host.told == [wire.LimitPromptCaches(1000)] * 2

@@ -58,6 +58,13 @@ def test_a_stop_string_ends_the_answer_and_drops_what_the_step_brought_behind_it
     assert made.ended
 
 
+def test_what_was_known_of_the_prompt_is_said_at_the_end_however_early_it_was_known():
+    made = answer()
+    assert made.take(Emission("a", cached_tokens=2)) == []
+    made.take(Emission("a", tokens("x")))
+    assert made.take(Emission("a", tokens("y"), finish="length"))[-1] == wire.Finished("a", "length", 3, 2, 2)
+
+
 def test_an_error_is_the_last_event():
     made = answer()
     made.take(Emission("a", tokens("x")))

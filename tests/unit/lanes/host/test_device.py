@@ -105,11 +105,11 @@ def test_what_is_done_to_a_pair_stands_on_the_page_as_its_load(monkeypatch):
 
         return note
 
-    def pieces(examined, lanes):
+    def pieces(examined, lanes, memory):
         noting(lambda: None)()
         yield wire.ModelProgress(examined.spec.name, "target")
         noting(lambda: None)()
-        return (yield from loading(examined, lanes))
+        return (yield from loading(examined, lanes, memory))
 
     with running() as device:
         other = wire.ModelSpec("other", "scripted:")
