@@ -23,6 +23,7 @@ BENCHMARKS: Final = {
     "fairness": "how long a client waits behind another one's queue",
     "hosts": "how long streams pause when the engine is killed or stopped, and whether anyone notices more",
     "speculation": "what speculation gains over plain decoding and over mlx-lm's, by kind of prompt",
+    "turns": "what a conversation's second turn waits for, beside its first",
     "pair": "what speculation does for the embedded pair",
     "matrix": "speculation on and off: models, prompt classes, lanes, concurrency",
     "recovery": "a draft that guesses badly is switched off, and a good one comes back",

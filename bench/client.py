@@ -24,8 +24,14 @@ class _Choice(msgspec.Struct):
         return self.text or self.delta.content or ""
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int = 0
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int
+    prompt_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -43,6 +49,7 @@ class Completion(msgspec.Struct):
     """One streamed answer. Times are seconds of ``time.perf_counter``; ``tokens`` is the server's own count.
 
     ``opta`` is what our server says of it.
+    The prompt's tokens, too, are as the server counts them: ``cached_tokens`` of them were known already.
     """
 
     asked_s: float
@@ -50,6 +57,8 @@ class Completion(msgspec.Struct):
     ended_s: float | None = None
     tokens: int | None = None
     opta: dict[str, Any] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def ttft_s(self) -> float | None:
@@ -91,6 +100,9 @@ async def complete(
                 raise AnswerFailedError(str(chunk.error))
             if chunk.usage is not None:
                 into.tokens = chunk.usage.completion_tokens
+                into.prompt_tokens = chunk.usage.prompt_tokens
+                details = chunk.usage.prompt_tokens_details
+                into.cached_tokens = details.cached_tokens if details is not None else 0
             into.opta = chunk.opta or into.opta
             if chunk.choices and chunk.choices[0].piece:
                 into.pieces.append((time.perf_counter(), chunk.choices[0].piece))
