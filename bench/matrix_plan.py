@@ -90,6 +90,7 @@ def service_file(config: Config, directory: Path, plan: Plan, *, on_trial: bool)
     """
     sections: dict[str, Any] = {name: plain(getattr(config, name)) for name in ("lanes", "memory", "speculation")}
     sections["speculation"]["approvals_file"] = None  # its entries are in the others already
+    sections["memory"]["prompt_caches"] = None  # every prompt is asked more than once, and is new each time
     if on_trial:
         sections["lanes"]["interactive"]["speculation"]["mode"] = "require"
     for lane in LANES:
