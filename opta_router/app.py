@@ -46,6 +46,7 @@ def build_app(configuration: Configuration, engine: Engine, dispatcher: Dispatch
     )
     telemetry.metrics.observe.of_lanes(service.lanes)
     telemetry.metrics.observe.of_engine(service.engine_reading)
+    telemetry.metrics.observe.of_prompt_caches(lambda: engine.prompt_caches)
     telemetry.metrics.observe.of_configuration(service.configuration_reading)
     telemetry.metrics.observe.of_pairs(dispatcher.speculation.readings)
     app.state.service = service

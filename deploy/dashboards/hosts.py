@@ -23,7 +23,7 @@ def hosts() -> Dashboard:
         variables.lane(),
         variables.model(),
     )
-    for add in (_engine, _models, _failures):
+    for add in (_engine, _models, _prompt_caches, _failures):
         built = add(built)
     return built
 
@@ -119,6 +119,43 @@ def _models(built: Dashboard) -> Dashboard:
             promql(
                 per_second("opta_router_tokens_total", LANE_AND_MODEL, "model, gen_ai_token_type"),
                 "{{model}} {{gen_ai_token_type}}",
+            ),
+            span=THIRD,
+        )
+    )
+
+
+def _prompt_caches(built: Dashboard) -> Dashboard:
+    built = built.with_row(row("Prompt caches"))
+    why_empty = "Nothing is kept: memory.prompt_caches is null, or no model was loaded since the start"
+    built = built.with_panel(
+        graph(
+            "Kept",
+            "Memory of the KV caches that wait for a prompt with the same beginning.",
+            why_empty,
+            promql(f"sum by (model) (opta_prompt_cache_memory_bytes{{{MODEL}}})", "{{model}}"),
+            unit="bytes",
+            span=THIRD,
+            stacked=True,
+        )
+    )
+    built = built.with_panel(
+        graph(
+            "Known tokens",
+            "Prompt tokens a second that were not computed again.",
+            why_empty,
+            promql(per_second("opta_prompt_cache_reused_tokens_total", MODEL, "model"), "{{model}}"),
+            span=THIRD,
+        )
+    )
+    return built.with_panel(
+        graph(
+            "Hits, misses, evictions",
+            "Prompts a second of which something was known, and nothing; entries that made room.",
+            why_empty,
+            *(
+                promql(per_second(f"opta_prompt_cache_{what}_total", MODEL, "model"), f"{{{{model}}}} {what}")
+                for what in ("hits", "misses", "evictions")
             ),
             span=THIRD,
         )

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from lanes.wire import SpecCounters
+from lanes.wire import PromptCacheStats, SpecCounters
 from opta_router.speculation import PairReading
 from opta_router.telemetry import names
 from opta_router.telemetry.names import Metric
@@ -23,6 +23,7 @@ from opta_router.telemetry.readings import (
     ReadDropped,
     ReadEngine,
     ReadLanes,
+    ReadPromptCaches,
 )
 from opta_router.telemetry.tally import Tally
 from policies.acceptance import GateState
@@ -74,6 +75,18 @@ class Instruments:
         one(names.HOST_READY, lambda engine: int(engine.ready))
         one(names.HOST_MEMORY, lambda engine: engine.memory_bytes)
         self._observe(names.MODEL_MEMORY, lambda: ((size, (name,)) for name, size in read().model_bytes.items()))
+
+    def of_prompt_caches(self, read: ReadPromptCaches) -> None:
+        """What is kept of prompts, and what it saves."""
+
+        def by_model(metric: Metric, value: Callable[[PromptCacheStats], int]) -> None:
+            self._observe(metric, lambda: ((value(stats), (model,)) for model, stats in read().items()))
+
+        by_model(names.PROMPT_CACHE_HITS, lambda stats: stats.hits)
+        by_model(names.PROMPT_CACHE_MISSES, lambda stats: stats.misses)
+        by_model(names.PROMPT_CACHE_REUSED, lambda stats: stats.reused_tokens)
+        by_model(names.PROMPT_CACHE_EVICTIONS, lambda stats: stats.evictions)
+        by_model(names.PROMPT_CACHE_MEMORY, lambda stats: stats.size_bytes)
 
     def of_configuration(self, read: ReadConfiguration) -> None:
         """Reloads."""

@@ -252,6 +252,19 @@ HOST_MEMORY: Final = _gauge("opta.host.memory", "By", "Memory of the device that
 MODEL_MEMORY: Final = _gauge(
     "opta.model.memory", "By", "What a resident model takes: weights, and room for its caches.", ATTRIBUTE_MODEL
 )
+PROMPT_CACHE_HITS: Final = _counter(
+    "opta.prompt_cache.hits", "{request}", "Prompts whose beginning was known.", ATTRIBUTE_MODEL
+)
+PROMPT_CACHE_MISSES: Final = _counter(
+    "opta.prompt_cache.misses", "{request}", "Prompts of which nothing was known.", ATTRIBUTE_MODEL
+)
+PROMPT_CACHE_REUSED: Final = _counter(
+    "opta.prompt_cache.reused_tokens", "{token}", "Tokens of prompts that were known.", ATTRIBUTE_MODEL
+)
+PROMPT_CACHE_EVICTIONS: Final = _counter(
+    "opta.prompt_cache.evictions", "{entry}", "Prompt caches that made room.", ATTRIBUTE_MODEL
+)
+PROMPT_CACHE_MEMORY: Final = _gauge("opta.prompt_cache.memory", "By", "What prompt caches take.", ATTRIBUTE_MODEL)
 RELOADS: Final = _counter("opta.config.reloads", "{reload}", "Reloads of the configuration.", ATTRIBUTE_OUTCOME)
 DROPPED: Final = _counter(
     "opta.telemetry.dropped", "{item}", "Spans, metric points and log lines that were lost.", ATTRIBUTE_SIGNAL
@@ -264,6 +277,7 @@ METRICS: Final = (
     *(REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, QUEUE_DURATION),
     *(REQUESTS, TOKENS),
     *(QUEUE_DEPTH, REQUESTS_ACTIVE, WEIGHT, DEVICE_TIME, REJECTIONS, SPILLS),
+    *(PROMPT_CACHE_HITS, PROMPT_CACHE_MISSES, PROMPT_CACHE_REUSED, PROMPT_CACHE_EVICTIONS, PROMPT_CACHE_MEMORY),
     *(RESTARTS, RESUMED_REQUESTS, HOST_READY, HOST_MEMORY, MODEL_MEMORY, RELOADS, DROPPED),
 )
 """All of them. The Prometheus name follows by translation."""

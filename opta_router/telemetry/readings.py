@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from lanes.wire import Lane
+from lanes.wire import Lane, PromptCacheStats
 
 
 class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,8 @@ class ConfigurationReading(msgspec.Struct, frozen=True, kw_only=True):
 
 ReadLanes: TypeAlias = Callable[[], Mapping[Lane, LaneReading]]
 ReadEngine: TypeAlias = Callable[[], EngineReading]
+ReadPromptCaches: TypeAlias = Callable[[], Mapping[str, PromptCacheStats]]
+"""By model."""
 ReadConfiguration: TypeAlias = Callable[[], ConfigurationReading]
 ReadDropped: TypeAlias = Callable[[], Mapping[str, int]]
 """What was lost, by signal."""

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from lanes.wire import SpecCounters
+from lanes.wire import PromptCacheStats, SpecCounters
 from opta_router.speculation import Outcome, PairReading
 from opta_router.telemetry import names
 from opta_router.telemetry.histograms import Identity
@@ -38,6 +38,13 @@ CONTRACT = {
     "opta_telemetry_dropped_total": {"signal"},
     "opta_lane_queue_duration_seconds": {"lane"},
 }
+CONTRACT |= {
+    "opta_prompt_cache_hits_total": {"model"},
+    "opta_prompt_cache_misses_total": {"model"},
+    "opta_prompt_cache_reused_tokens_total": {"model"},
+    "opta_prompt_cache_evictions_total": {"model"},
+    "opta_prompt_cache_memory_bytes": {"model"},
+}
 SERVED = {"gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "opta_lane"}
 CONTRACT |= {
     "gen_ai_server_request_duration_seconds": {*SERVED, "error_type"},
@@ -62,6 +69,8 @@ def everything(collector):
     metrics.observe.of_lanes(lambda: {"interactive": lane})
     engine = EngineReading(restarts=1, resumed=1, ready=True, memory_bytes=7, model_bytes={"opta-tiny": 7})
     metrics.observe.of_engine(lambda: engine)
+    caches = PromptCacheStats(entries=1, size_bytes=1, hits=1, misses=1, evictions=1, reused_tokens=1)
+    metrics.observe.of_prompt_caches(lambda: {"opta-tiny": caches})
     gate = GateView(state=GateState.ON, acceptance_ratio=0.5, compared_tokens=2, retry_in_s=None, switched_off=0)
     decided = Outcome(requested=True, active=True, reason=SpecReason.APPROVED)
     counters = SpecCounters(1, 2, 1, 1, accepted_at=(1, 0), compared_at=(1, 1))
