@@ -12,6 +12,9 @@ from tests.e2e.processes import eventually, resident_bytes
 from tests.e2e.router_process import router
 from tests.tiny_pairs import make
 
+LONG_PROMPT = "def add(a, b):\n    return a + b\n\n" * 10
+"""Long enough to be kept."""
+
 
 def only_one_fits(parts):
     pairs = {"a": (parts["target"], parts["draft"], {}), "b": (parts["draft"], parts["target"], {})}
@@ -132,8 +135,12 @@ def test_an_operator_loads_and_unloads_and_is_told_what_there_is_to_wait_for(tmp
         assert (seen["pinned"], seen["in_use"], seen["message"]) == (True, 0, None)
         assert seen["load_s"] > 0
         assert running.post("/admin/models/a/load", b"").status_code == 200
+        assert ask(running, "a", prompt=LONG_PROMPT).status_code == 200
+        eventually(lambda: view(running, "a")["prompt_caches"]["size_bytes"] > 0)
         assert running.post("/admin/models/a/unload", b"").status_code == 202
         eventually(lambda: state(running, "a") == "absent")
         assert running.get("/admin/models").json()["reserved_bytes"] == 0
-        assert ask(running, "a").status_code == 200
+        eventually(lambda: view(running, "a")["prompt_caches"]["size_bytes"] == 0)
+        answer = ask(running, "a", prompt=LONG_PROMPT)
+        assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         assert "load of model a by " in running.said()

@@ -1,7 +1,5 @@
 """Chats of several turns with the router as it comes: what was computed for one turn is not computed again."""
 
-import json
-
 import pytest
 
 from tests.e2e.processes import eventually
@@ -71,11 +69,3 @@ def test_one_lane_knows_what_the_other_computed(pair):
         )
     assert other.choices[0].message.content == one.choices[0].message.content
     assert other.usage.prompt_tokens_details.cached_tokens == one.usage.prompt_tokens - 1
-
-
-def test_an_operator_who_unloads_a_model_has_the_memory_of_its_prompt_caches_back(pair):
-    eventually(lambda: shown(pair)["entries"] > 0)
-    assert pair.post("/admin/models/opta-tiny/unload", {}).status_code in {200, 202}
-    eventually(lambda: (shown(pair)["entries"], shown(pair)["size_bytes"]) == (0, 0))
-    answer = pair.post("/v1/completions", {"model": "auto", "prompt": json.dumps(SAYS), "max_tokens": 4})
-    assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
