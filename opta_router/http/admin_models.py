@@ -84,7 +84,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     load_s: float | None
     progress: Progress | None
-    prompt_caches: wire.PromptCacheStats
+    prompt_caches: wire.PromptCacheStats = wire.PromptCacheStats()
     speculation: SpeculationView
     facts: wire.PairFacts | None
 
@@ -96,7 +96,7 @@ class ModelsView(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     limit_bytes: int
-    prompt_cache_limit_bytes: int
+    prompt_cache_limit_bytes: int = 0
     reserved_bytes: int
     active_bytes: int | None
     models: tuple[ModelView, ...]
