@@ -3,7 +3,7 @@
 Three rounds of deaths: killed as soon as all streams go on again, so that nobody stands by; killed when another host
 stands by, as one does twenty seconds after a start; and stopped, which the watchdog has to notice. For each death: how
 long until the next host took requests, and how long each stream paused. Every answer is compared with the one that the
-same stream had before anything died.
+same stream had before anything died. At the end the router is killed: its hosts must go with it, and leave no file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 import anyio
 import httpx
 import msgspec
+import psutil
 
 from bench import servers
 from bench.client import AnswerFailedError, Completion, complete
@@ -49,6 +50,8 @@ PATIENCE_S: Final = 120.0
 POLL_S: Final = 0.02
 BOUND_S: Final = 2.0
 """What noticing and replacing may take beyond the watchdog's deadline."""
+ORPHANED_S: Final = 5.0
+"""How long anything of a killed router may be there."""
 
 How = Literal["killed", "killed with one standing by", "stopped"]
 
@@ -70,6 +73,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[str]
     resumed: int
     deaths: list[Death]
+    orphaned_s: float
+    files_left: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +120,8 @@ def bars(outcome: Outcome) -> list[Bar]:
     return [
         at_most("errors that clients saw", len(outcome.errors), 0),
         at_most("answers that differ from the undisturbed one", outcome.changed, 0),
+        at_most("s until the hosts of a killed router are gone", outcome.orphaned_s, ORPHANED_S),
+        at_most("files that they leave", outcome.files_left, 0),
         *([at_most(deadline, max(stops_s), MIN_DEADLINE_S + BOUND_S)] if stops_s else []),
     ]
 
@@ -158,15 +165,29 @@ async def _measured(count: int, deaths: Sequence[How]) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="opta-bench-") as scratch:
         config = Path(scratch) / "opta.yaml"
         config.write_text(CONFIG, encoding="utf-8")
-        async with servers.running(servers.opta_router(config)) as client:
-            streams = [_Stream(client, number) for number in range(count)]
+        sockets = Path(scratch) / "s"
+        sockets.mkdir()
+        server = msgspec.structs.replace(servers.opta_router(config), environment={"TMPDIR": str(sockets)})
+        async with servers.started(server) as router:
+            streams = [_Stream(router.client, number) for number in range(count)]
             async with anyio.create_task_group() as tg:
                 for stream in streams:
                     tg.start_soon(stream.ask)
-            return await _struck(client, streams, deaths)
+            died = await _struck(router.client, streams, deaths)
+            resumed = (await _engine(router.client))["resumed"]
+            orphaned_s = await _orphaned(router.pid)
+        return Outcome(
+            answers=sum(len(stream.texts) for stream in streams),
+            changed=sum(text != stream.texts[0] for stream in streams for text in stream.texts),
+            errors=[error for stream in streams for error in stream.errors],
+            resumed=resumed,
+            deaths=died,
+            orphaned_s=orphaned_s,
+            files_left=len(list(sockets.iterdir())),
+        )
 
 
-async def _struck(client: httpx.AsyncClient, streams: Sequence[_Stream], deaths: Sequence[How]) -> Outcome:
+async def _struck(client: httpx.AsyncClient, streams: Sequence[_Stream], deaths: Sequence[How]) -> list[Death]:
     chance, over, died = random.Random(4), anyio.Event(), list[Death]()
     async with anyio.create_task_group() as tg:
         for stream in streams:
@@ -178,14 +199,7 @@ async def _struck(client: httpx.AsyncClient, streams: Sequence[_Stream], deaths:
             died.append(await _death(client, streams, how))
             print(f"{how}: replaced after {died[-1].replaced_s:.2f} s ({died[-1].said})", flush=True)
         over.set()
-    engine = await _engine(client)
-    return Outcome(
-        answers=sum(len(stream.texts) for stream in streams),
-        changed=sum(text != stream.texts[0] for stream in streams for text in stream.texts),
-        errors=[error for stream in streams for error in stream.errors],
-        resumed=engine["resumed"],
-        deaths=died,
-    )
+    return died
 
 
 async def _death(client: httpx.AsyncClient, streams: Sequence[_Stream], how: How) -> Death:
@@ -211,6 +225,26 @@ async def _death(client: httpx.AsyncClient, streams: Sequence[_Stream], how: How
         pauses_s=[round(stream.pieces_s(struck_s + ON_ITS_WAY_S)[0] - struck_s, 3) for stream in streams],
         said=(await _engine(client))["last_failure"],
     )
+
+
+async def _orphaned(router_pid: int) -> float:
+    """Kill the router; seconds until none of its processes is left."""
+    hosts = psutil.Process(router_pid).children()
+    os.kill(router_pid, signal.SIGKILL)
+    killed_s = time.perf_counter()
+
+    async def gone() -> bool:
+        return not any(_is_there(host) for host in hosts)
+
+    await _until(gone)
+    return round(time.perf_counter() - killed_s, 3)
+
+
+def _is_there(host: psutil.Process) -> bool:
+    try:
+        return bool(host.is_running() and host.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def _stands_by(client: httpx.AsyncClient) -> bool:

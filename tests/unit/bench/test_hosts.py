@@ -11,7 +11,7 @@ DEATHS = [
     Death(how="killed", replaced_s=4.0, pauses_s=[4.5, 4.6, 4.7], said="the host was ended by SIGKILL"),
     Death(how="stopped", replaced_s=6.5, pauses_s=[6.6, 6.7, 7.0], said="the host hung and was killed"),
 ]
-OUTCOME = Outcome(answers=9, changed=0, errors=[], resumed=6, deaths=DEATHS)
+OUTCOME = Outcome(answers=9, changed=0, errors=[], resumed=6, deaths=DEATHS, orphaned_s=0.1, files_left=0)
 
 
 def broken(**fields):
@@ -30,6 +30,8 @@ def test_each_way_to_die_is_a_row_of_medians_and_worst_cases():
     ("fields", "promise"),
     [
         ({"errors": ["RemoteProtocolError: "]}, "errors that clients saw"),
+        ({"orphaned_s": 5.1}, "s until the hosts of a killed router are gone"),
+        ({"files_left": 1}, "files that they leave"),
         ({"changed": 1}, "answers that differ from the undisturbed one"),
         ({"deaths": [msgspec.structs.replace(DEATHS[2], replaced_s=MIN_DEADLINE_S + 2.1)]}, "s from a stop"),
     ],
@@ -41,4 +43,4 @@ def test_whatever_a_client_notices_and_a_stop_that_takes_too_long_break_a_promis
 
 
 def test_without_stops_nothing_is_promised_of_them():
-    assert len(bars(msgspec.structs.replace(OUTCOME, deaths=DEATHS[:2]))) == 2
+    assert len(bars(msgspec.structs.replace(OUTCOME, deaths=DEATHS[:2]))) == 4
