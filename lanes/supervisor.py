@@ -238,10 +238,10 @@ class Supervisor:
                 await self._serve(host, tg)
         except* (HostDied, HostFailedToStart, WireError, OSError) as group:
             life.failure = "; ".join(str(exc) for exc in _leaves(group))
-        finally:
             if self._spare is life:
                 log.warning("the host that stood by is gone: %s", life.failure)
                 self._spare = None
+        finally:
             life.over.set()
 
     async def _stand_by(self, life: _Life, host: Host) -> None:

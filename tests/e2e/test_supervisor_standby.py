@@ -24,7 +24,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(supervision, "STAND_BY_AFTER_S", 0.0)
 
 
-async def test_a_host_that_stands_by_takes_the_place_of_one_that_dies_and_another_stands_by(at_once):
+async def test_a_host_that_stands_by_takes_the_place_of_one_that_dies_and_another_stands_by(at_once, caplog):
     async with supervised(standby=True) as supervisor:
         await supervisor.wait_ready()
         ask = Asked(supervisor)
@@ -39,7 +39,9 @@ async def test_a_host_that_stands_by_takes_the_place_of_one_that_dies_and_anothe
             assert supervisor.host_pid == spare_pid
         check_whole(events + await to_its_end(generation), TEXT, 4000)
         assert (supervisor.restarts, ask.ends) == (2, ["a"])
+        await until(lambda: supervisor.standby_pid)
     assert not is_running(spare_pid)
+    assert "stood by is gone" not in caplog.text
 
 
 async def test_one_that_dies_while_it_stands_by_is_missed_by_nobody(at_once, caplog):
