@@ -1,7 +1,7 @@
 """``bench hosts``: the engine's process is killed and stopped under greedy streams on both lanes; they must not notice.
 
 Three rounds of deaths: killed as soon as all streams go on again, so that nobody stands by; killed when another host
-stands by, as one does twenty seconds after a start; and stopped, which the watchdog has to notice. For each death: how
+stands by, as one does a minute after a start; and stopped, which the watchdog has to notice. For each death: how
 long until the next host took requests, and how long each stream paused. Every answer is compared with the one that the
 same stream had before anything died. At the end the router is killed: its hosts must go with it, and leave no file.
 """

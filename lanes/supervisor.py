@@ -31,7 +31,10 @@ from lanes.watchdog import TICK_S, UsualStep, Watchdog
 log = logging.getLogger(__name__)
 
 STAND_BY_AFTER_S: Final = 20.0
-"""How long a host has been ready when another one is started that stands by; one that is doubted, earlier."""
+STAND_BY_AT_LAST_S: Final = 60.0
+"""How long a host has been ready when another one is started that stands by: while nobody uses the first, for a start
+takes seconds of a processor; or at last. When the first is doubted, at once.
+"""
 
 HOST_COMMAND: Final = (sys.executable, "-m", "lanes.host")
 
@@ -322,7 +325,9 @@ class Supervisor:
                 raise HostDied(f"the host hung and was killed: {verdict}")
             if ready_s is None and self._state is HostState.READY:
                 ready_s = now_s
-            if wanted and ready_s is not None and (watchdog.doubtful or now_s - ready_s > STAND_BY_AFTER_S):
+            ready_for_s = now_s - ready_s if ready_s is not None else -1.0
+            due = ready_for_s > (STAND_BY_AT_LAST_S if link.active else STAND_BY_AFTER_S)
+            if wanted and ready_for_s >= 0 and (due or watchdog.doubtful):
                 wanted = False  # once for each host: one that cannot start is not started over and over
                 self._spare = self._begin(tg)
 

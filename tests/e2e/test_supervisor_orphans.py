@@ -26,7 +26,7 @@ from lanes import supervisor as supervision, wire
 async def main():
     lanes = {"interactive": wire.LaneSpec(8, 1), "throughput": wire.LaneSpec(1, 8)}
     models = (wire.ModelSpec("echo", "scripted:step_s=%s"),)
-    supervision.STAND_BY_AFTER_S = 0.0
+    supervision.STAND_BY_AT_LAST_S = 0.0
     supervisor = supervision.Supervisor(supervision.HostSettings(lanes, models, standby=%s))
     async with anyio.create_task_group() as tg:
         tg.start_soon(supervisor.run)

@@ -22,6 +22,7 @@ def anyio_backend():
 def at_once(monkeypatch):
     """A host stands by as soon as another one is ready."""
     monkeypatch.setattr(supervision, "STAND_BY_AFTER_S", 0.0)
+    monkeypatch.setattr(supervision, "STAND_BY_AT_LAST_S", 0.0)
 
 
 async def test_a_host_that_stands_by_takes_the_place_of_one_that_dies_and_another_stands_by(at_once, caplog):
