@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from lanes.wire import Finished
 from lanes.wire import Lane as DeviceLane
 from opta_router.request import Ending, GenerationRequest, OptaReport, Usage
-from opta_router.telemetry import RequestTrace
+from opta_router.telemetry import NO_TRACE, RequestTrace
 from opta_router.telemetry.histograms import Identity
 from policies.classify import Classification
 
@@ -36,9 +37,8 @@ class Moment(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int | None = None
 
 
-class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One request. ``arrived_s`` is in seconds of the Unix epoch, ``begun_s`` of the journal's clock; ``seq`` counts
-    the entries, in the order of arrival.
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request. ``arrived_s`` is in seconds of the Unix epoch; ``seq`` counts the entries, in the order of arrival.
 
     ``lane`` is first what the rules chose, which may be ``auto``, then where it was admitted. ``opta`` is its answer's.
     ``code``: of the error that it failed with.
@@ -50,7 +50,6 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     lane: str
     route: str
     arrived_s: float
-    begun_s: float
     operation: str
     stream: bool
     client: str | None = None
@@ -71,19 +70,32 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     opta: OptaReport | None = None
 
 
-class Ended(msgspec.Struct, frozen=True):
-    """An entry that is complete. ``order`` counts the ends."""
+class Ended:
+    """A request that is over. ``order`` counts the ends."""
 
-    order: int
-    entry: Entry
-    _encoded: list[bytes]
+    __slots__ = ("_encoded", "_watched", "order")
+
+    def __init__(self, order: int, watched: WatchedTrace) -> None:
+        self.order = order
+        self._watched = watched
+        self._encoded: bytes | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """What is known of it."""
+        return self._watched.entry()
 
     @property
     def encoded(self) -> bytes:
-        """JSON of :class:`Entry`, made at the first look."""
-        if not self._encoded:
-            self._encoded.append(msgspec.json.encode(self.entry))
-        return self._encoded[0]
+        """JSON of :attr:`entry`, made at the first look."""
+        if self._encoded is None:
+            self._encoded = msgspec.json.encode(self.entry)
+        return self._encoded
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether anybody has."""
+        return self._encoded is not None
 
 
 class Journal:
@@ -97,54 +109,99 @@ class Journal:
     def __init__(self, now_s: Callable[[], float] = time.monotonic, wall_s: Callable[[], float] = time.time) -> None:
         self.now_s = now_s
         self._wall_s = wall_s
-        self._open: dict[RequestTrace, Entry] = {}
+        self._open: dict[WatchedTrace, None] = {}
         self._ended: deque[Ended] = deque(maxlen=MAX_ENDED)
         self._arrived = 0
         self.ends = 0
 
     def watched(self, trace: RequestTrace) -> RequestTrace:
         """``trace``, with this journal listening."""
-        return WatchedTrace(self, trace, self.now_s())
+        return WatchedTrace(self, trace)
 
     def ended_after(self, order: int) -> list[Ended]:
         """Whoever ended after the ``order``-th end, oldest first, as far as the journal reaches back."""
         missing = min(self.ends - order, len(self._ended))
         return list(islice(self._ended, len(self._ended) - missing, None))
 
-    def open_entries(self) -> Iterator[tuple[RequestTrace, Entry]]:
-        """Requests that have not ended, oldest first, by the trace that the dispatcher tells of them."""
-        return iter(self._open.items())
+    def in_flight(self) -> list[WatchedTrace]:
+        """Requests that have not ended, oldest first."""
+        return list(self._open)
 
     def stats(self) -> dict[str, int]:
-        """How many entries are kept."""
+        """How many requests are kept."""
         return {"open": len(self._open), "ended": len(self._ended)}
 
-    def elapsed_ms(self, begun_s: float) -> float:
-        """Milliseconds since then."""
-        return round((self.now_s() - begun_s) * 1000, 2)
+    def wall_s_at(self, at_s: float) -> float:
+        """Seconds of the Unix epoch at a time of the journal's clock."""
+        return self._wall_s() - (self.now_s() - at_s)
 
-    def begin(self, trace: RequestTrace, entry: Callable[[int, float], Entry], begun_s: float) -> Entry:
-        """A request has become one that can be named. ``entry`` takes its number and when it arrived."""
+    def begin(self, trace: WatchedTrace) -> int:
+        """A request has become one that can be named. Returns its number."""
         self._arrived += 1
-        self._open[trace] = entry(self._arrived, self._wall_s() - (self.now_s() - begun_s))
-        return self._open[trace]
+        self._open[trace] = None
+        return self._arrived
 
-    def end(self, trace: RequestTrace) -> None:
+    def end(self, trace: WatchedTrace) -> None:
         """It is over."""
         self.ends += 1
-        self._ended.append(Ended(self.ends, self._open.pop(trace), []))
+        del self._open[trace]
+        self._ended.append(Ended(self.ends, trace))
+
+
+class _Asked(NamedTuple):
+    """What was asked, without any of its text."""
+
+    seq: int
+    request_id: str
+    verdict: Classification
+    operation: str
+    stream: bool
+    max_tokens: int | None
+    sub_client: str
+    draft: str | None
 
 
 class WatchedTrace(RequestTrace):
-    """Tells a journal what it is told, and then the trace that it stands for."""
+    """Tells the trace that it stands for what it is told, and keeps it for the journal.
 
-    __slots__ = ("_begun_s", "_entry", "_inner", "_journal")
+    A request costs a few appends; an :class:`Entry` is made of them when somebody looks.
+    """
 
-    def __init__(self, journal: Journal, inner: RequestTrace, begun_s: float) -> None:
+    __slots__ = (
+        "_admitted",
+        "_asked",
+        "_begun_s",
+        "_code",
+        "_dispatched",
+        "_ended_s",
+        "_finished",
+        "_inner",
+        "_journal",
+        "_moments",
+        "_now_s",
+        "_opta",
+        "_outcome",
+        "_responded",
+        "_status",
+        "_usage",
+    )
+
+    def __init__(self, journal: Journal, inner: RequestTrace) -> None:
         self._journal = journal
+        self._now_s = journal.now_s
         self._inner = inner
-        self._begun_s = begun_s
-        self._entry: Entry | None = None
+        self._begun_s = self._now_s()
+        self._asked: _Asked | None = None
+        self._admitted: tuple[DeviceLane, str] | None = None
+        self._moments: list[tuple[str, float, str | None, int | None]] = []
+        self._outcome: Outcome | None = None
+        self._ended_s = 0.0
+        self._code: str | None = None
+        self._status: int | None = None
+        self._dispatched = self._responded = False
+        self._opta: OptaReport | None = None
+        self._finished: Finished | None = None
+        self._usage: Usage | None = None
 
     @property
     def records_content(self) -> bool:
@@ -156,6 +213,46 @@ class WatchedTrace(RequestTrace):
         """See :class:`RequestTrace`."""
         return self._inner.identity
 
+    @property
+    def age_s(self) -> float:
+        """How long ago it came in."""
+        return self._now_s() - self._begun_s
+
+    def entry(self) -> Entry:
+        """What is known of it. It must have been classified."""
+        if self._asked is None:
+            raise RuntimeError("not classified")
+        asked, finished = self._asked, self._finished
+        usage = finished if finished is not None else self._usage
+        verdict = asked.verdict
+        lane, route = self._admitted or (verdict.lane, verdict.route)
+        return Entry(
+            seq=asked.seq,
+            request_id=asked.request_id,
+            model=verdict.model,
+            lane=lane,
+            route=route,
+            arrived_s=self._journal.wall_s_at(self._begun_s),
+            operation=asked.operation,
+            stream=asked.stream,
+            client=verdict.client.name if verdict.client is not None else None,
+            sub_client=asked.sub_client or None,
+            hint=verdict.hint,
+            preset=verdict.preset.name if verdict.preset is not None else None,
+            draft=asked.draft,
+            max_tokens=asked.max_tokens,
+            moments=[Moment(name, self._ms(at_s), lane, tokens) for name, at_s, lane, tokens in self._moments],
+            outcome=self._outcome,
+            finish_reason=finished.reason if finished is not None else None,
+            code=self._code,
+            status=self._status,
+            duration_ms=self._ms(self._ended_s) if self._outcome is not None else None,
+            prompt_tokens=usage.prompt_tokens if usage is not None else None,
+            cached_tokens=finished.cached_tokens if finished is not None else None,
+            completion_tokens=usage.completion_tokens if usage is not None else None,
+            opta=self._opta,
+        )
+
     def classified(
         self,
         request: GenerationRequest,
@@ -166,29 +263,18 @@ class WatchedTrace(RequestTrace):
         draft_model: str | None = None,
     ) -> None:
         """See :class:`RequestTrace`."""
-
-        def entry(seq: int, arrived_s: float) -> Entry:
-            return Entry(
-                seq=seq,
-                request_id=request_id,
-                model=verdict.model,
-                lane=verdict.lane,
-                route=verdict.route,
-                arrived_s=arrived_s,
-                begun_s=self._begun_s,
-                operation=request.operation,
-                stream=request.stream,
-                client=verdict.client.name if verdict.client is not None else None,
-                sub_client=sub_client or None,
-                hint=verdict.hint,
-                preset=verdict.preset.name if verdict.preset is not None else None,
-                draft=draft_model,
-                max_tokens=request.max_tokens,
-                moments=[],
+        if self._asked is None:
+            seq = self._journal.begin(self)
+            self._asked = _Asked(
+                seq,
+                request_id,
+                verdict,
+                request.operation,
+                request.stream,
+                request.max_tokens,
+                sub_client,
+                draft_model,
             )
-
-        if self._entry is None:
-            self._entry = self._journal.begin(self, entry, self._begun_s)
         self._inner.classified(request, verdict, request_id=request_id, sub_client=sub_client, draft_model=draft_model)
 
     def queued(self) -> None:
@@ -198,13 +284,13 @@ class WatchedTrace(RequestTrace):
 
     def admitted(self, lane: DeviceLane, route: str) -> None:
         """See :class:`RequestTrace`."""
-        self._moment("admitted", lane=lane)
-        if self._entry is not None:
-            self._entry.lane, self._entry.route = lane, route
+        self._moment("admitted", lane)
+        self._admitted = lane, route
         self._inner.admitted(lane, route)
 
     def dispatched(self, read_usage: Callable[[], Usage]) -> None:
         """See :class:`RequestTrace`."""
+        self._dispatched = True
         self._moment("dispatched")
         self._inner.dispatched(read_usage)
 
@@ -215,7 +301,7 @@ class WatchedTrace(RequestTrace):
 
     def demoted(self, lane: DeviceLane, emitted_tokens: int) -> None:
         """See :class:`RequestTrace`."""
-        self._moment("demoted", lane=lane, tokens=emitted_tokens)
+        self._moment("demoted", lane, emitted_tokens)
         self._inner.demoted(lane, emitted_tokens)
 
     def interrupted(self) -> None:
@@ -225,59 +311,57 @@ class WatchedTrace(RequestTrace):
 
     def resumed(self, emitted_tokens: int) -> None:
         """See :class:`RequestTrace`."""
-        self._moment("resumed", tokens=emitted_tokens)
+        self._moment("resumed", None, emitted_tokens)
         self._inner.resumed(emitted_tokens)
 
     def settled(self, usage: Usage) -> None:
         """See :class:`RequestTrace`."""
-        entry = self._entry
-        if entry is not None and entry.outcome is None:
-            entry.prompt_tokens, entry.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-        self._inner.settled(usage)
+        self._usage = usage
+        inner = self._inner
+        self._let_go()
+        inner.settled(usage)
 
     def finished(self, ending: Ending, text: str = "") -> None:
         """See :class:`RequestTrace`."""
-        entry, finished = self._entry, ending.finished
-        if entry is not None and entry.outcome is None:
-            entry.finish_reason = finished.reason
-            entry.prompt_tokens = finished.prompt_tokens
-            entry.cached_tokens = finished.cached_tokens
-            entry.completion_tokens = finished.completion_tokens
-        self._over("finished", ending.opta)
+        if self._outcome is None:
+            self._finished = ending.finished
+        self._over("finished", None, ending.opta)
         self._inner.finished(ending, text)
 
     def failed(self, code: str, report: OptaReport | None = None) -> None:
         """See :class:`RequestTrace`."""
-        if self._entry is not None and self._entry.outcome is None:
-            self._entry.code = code
-        self._over("failed", report)
+        self._over("failed", code, report)
         self._inner.failed(code, report)
 
     def cancelled(self, report: OptaReport | None = None) -> None:
         """See :class:`RequestTrace`."""
-        self._over("cancelled", report)
+        self._over("cancelled", None, report)
         self._inner.cancelled(report)
 
     def responded(self, status: int | None) -> None:
         """See :class:`RequestTrace`."""
-        entry, self._entry = self._entry, None
-        if entry is not None:
-            entry.status = status
-            self._end(entry, entry.outcome or "cancelled", entry.opta)
+        if self._asked is not None:
+            self._over("cancelled", None, None)
+            self._status = status
             self._journal.end(self)
-        self._inner.responded(status)
+        inner, self._responded = self._inner, True
+        self._let_go()
+        inner.responded(status)
 
-    def _moment(self, name: str, **facts: Any) -> None:
-        entry = self._entry
-        if entry is not None and entry.outcome is None and len(entry.moments) < MAX_MOMENTS:
-            entry.moments.append(Moment(name, self._journal.elapsed_ms(self._begun_s), **facts))
+    def _let_go(self) -> None:
+        """A journal reaches far back: it must not hold what the other trace does, the answer's tokens among it."""
+        if self._responded and (self._usage is not None or not self._dispatched):
+            self._inner = NO_TRACE
 
-    def _over(self, outcome: Outcome, report: OptaReport | None) -> None:
+    def _moment(self, name: str, lane: str | None = None, tokens: int | None = None) -> None:
+        if self._outcome is None and len(self._moments) < MAX_MOMENTS:
+            self._moments.append((name, self._now_s(), lane, tokens))
+
+    def _over(self, outcome: Outcome, code: str | None, report: OptaReport | None) -> None:
         """The first ending told is the one that counts."""
-        if self._entry is not None and self._entry.outcome is None:
-            self._end(self._entry, outcome, report)
+        if self._outcome is None:
+            self._ended_s = self._now_s()
+            self._outcome, self._code, self._opta = outcome, code, report
 
-    def _end(self, entry: Entry, outcome: Outcome, report: OptaReport | None) -> None:
-        if entry.outcome is None:
-            entry.duration_ms = self._journal.elapsed_ms(self._begun_s)
-            entry.outcome, entry.opta = outcome, report
+    def _ms(self, at_s: float) -> float:
+        return round((at_s - self._begun_s) * 1000, 2)

@@ -79,11 +79,11 @@ def snapshot(service: Service) -> Snapshot:
     dispatcher = service.dispatcher
     in_flight = dispatcher.in_flight()
     by_trace = {flight.trace: flight for flight in in_flight}
-    entries = list(service.journal.open_entries())
+    open_requests = service.journal.in_flight()
     engine = engine_view(service)
     flights = tuple(
-        _flight(entry, by_trace.get(trace), service.journal.now_s(), engine_lost=engine.waiting > 0)
-        for trace, entry in entries[:MAX_SHOWN]
+        _flight(one.entry(), by_trace.get(one), one.age_s, engine_lost=engine.waiting > 0)
+        for one in open_requests[:MAX_SHOWN]
     )
     return Snapshot(
         version=VERSION,
@@ -96,11 +96,11 @@ def snapshot(service: Service) -> Snapshot:
         drafts=_drafts(service, in_flight),
         min_acceptance=service.config.speculation.min_acceptance,
         in_flight=flights,
-        not_shown=len(entries) - len(flights),
+        not_shown=len(open_requests) - len(flights),
     )
 
 
-def _flight(entry: Entry, flight: InFlight | None, now_s: float, *, engine_lost: bool) -> FlightView:
+def _flight(entry: Entry, flight: InFlight | None, age_s: float, *, engine_lost: bool) -> FlightView:
     counters = flight.speculative if flight is not None else None
     return FlightView(
         seq=entry.seq,
@@ -109,7 +109,7 @@ def _flight(entry: Entry, flight: InFlight | None, now_s: float, *, engine_lost:
         lane=flight.lane if flight is not None else entry.lane,
         route=entry.route,
         stage=_stage(entry, flight, engine_lost=engine_lost),
-        age_ms=round((now_s - entry.begun_s) * 1000),
+        age_ms=round(age_s * 1000),
         moments=tuple(entry.moments),
         client=entry.client,
         sub_client=entry.sub_client,

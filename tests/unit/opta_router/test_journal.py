@@ -1,13 +1,15 @@
 """The last requests, as the dispatcher tells them."""
 
+import gc
 import inspect
 
 import msgspec
 import pytest
 
 from opta_router.journal import MAX_ENDED, MAX_MOMENTS, Journal, WatchedTrace
+from opta_router.request import Usage
 from opta_router.telemetry import NO_TRACE, RequestTrace
-from tests.unit.telemetry.lives import CANARY, begin, classify, ending, to_first_token
+from tests.unit.telemetry.lives import CANARY, REQUEST, VERDICT, begin, classify, ending, to_first_token
 
 
 class Clock:
@@ -35,42 +37,52 @@ def last(journal):
 class Heard(RequestTrace):
     """Remembers what it was told."""
 
+    records_content = True
+    identity = "an identity"
+
     def __init__(self):
-        self.told = []
+        self.heard = []
+
+    @property
+    def told(self):
+        return [name for name, _, _ in self.heard]
 
 
 def hear(name):
     def method(self, *args, **kwargs):
-        self.told.append(name)
+        self.heard.append((name, args, kwargs))
 
     return method
 
 
-TOLD = [name for name, _ in inspect.getmembers(RequestTrace, inspect.isfunction) if not name.startswith("_")]
-for told in TOLD:
-    setattr(Heard, told, hear(told))
+SAYS = [name for name, _ in inspect.getmembers(RequestTrace, inspect.isfunction) if not name.startswith("_")]
+SHOWS = [name for name, _ in inspect.getmembers(RequestTrace, lambda member: isinstance(member, property))]
+for said in SAYS:
+    setattr(Heard, said, hear(said))
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_everything_that_a_trace_is_told_is_passed_on(journal, name):
-    assert name in vars(WatchedTrace), f"RequestTrace.{name} would be lost on the way"
+@pytest.mark.parametrize("name", SAYS)
+def test_everything_that_a_trace_is_told_is_passed_on_as_it_is(journal, name):
     inner = Heard()
-    trace = journal.watched(inner)
-    arguments = [None] * (len(inspect.signature(getattr(RequestTrace, name)).parameters) - 1)
-    if name == "classified":
-        classify(trace)
-    elif name == "finished":
-        trace.finished(ending())
-    else:
-        getattr(trace, name)(*arguments)
-    assert inner.told == [name]
+    parameters = list(inspect.signature(getattr(RequestTrace, name)).parameters.values())[1:]
+    given = {"request": REQUEST, "verdict": VERDICT, "ending": ending(), "usage": Usage(prompt_tokens=1, completion_tokens=2)}
+    told = {one.name: given.get(one.name, f"the {one.name}") for one in parameters}
+    args = [told[one.name] for one in parameters if one.kind is not one.KEYWORD_ONLY]
+    kwargs = {one.name: told[one.name] for one in parameters if one.kind is one.KEYWORD_ONLY}
+    getattr(journal.watched(inner), name)(*args, **kwargs)
+    assert inner.heard == [(name, tuple(args), kwargs)]
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_everything_that_a_trace_says_of_itself_is_the_other_ones(journal, name):
+    assert getattr(journal.watched(Heard()), name) == getattr(Heard, name)
 
 
 def test_an_answer_is_kept_with_its_moments_and_what_its_client_was_told(journal, clock):
     trace = journal.watched(NO_TRACE)
     clock.now_s += 0.001
     to_first_token(trace)
-    assert [entry.request_id for _, entry in journal.open_entries()] == ["r-1"]
+    assert [one.entry().request_id for one in journal.in_flight()] == ["r-1"]
     clock.now_s += 0.5
     trace.finished(ending())
     clock.now_s += 7  # a slow reader's last write is no part of it
@@ -152,6 +164,20 @@ def test_nothing_that_a_client_wrote_is_kept(journal):
     assert CANARY not in one.encoded.decode()
     assert msgspec.json.decode(one.encoded)["request_id"] == "r-1"
     assert one.encoded is one.encoded
+
+
+@pytest.mark.parametrize("settled_first", [True, False])
+def test_the_other_trace_and_all_that_it_holds_is_let_go_when_it_has_been_told_everything(journal, settled_first):
+    inner = Heard()
+    trace = journal.watched(inner)
+    to_first_token(trace)
+    told = [lambda: trace.settled(Usage(prompt_tokens=3, completion_tokens=2)), lambda: trace.responded(None)]
+    for tell in told if settled_first else reversed(told):
+        assert inner in gc.get_referents(trace)
+        tell()
+    assert inner not in gc.get_referents(trace)
+    assert set(inner.told) >= {"settled", "responded"}
+    assert last(journal).completion_tokens == 2
 
 
 def test_it_stands_in_for_the_trace_that_tracing_makes(journal):

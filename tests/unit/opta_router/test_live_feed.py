@@ -61,7 +61,7 @@ async def test_without_viewers_nobody_looks_whatever_happens(world):
         pass
     assert world.looks == 0
     assert world.feed.stats() == {"viewers": 0, "frames": 0}
-    assert not any(one._encoded for one in world.journal.ended_after(0))
+    assert not any(one.looked_at for one in world.journal.ended_after(0))
 
 
 async def test_the_first_events_come_at_once_and_the_next_a_frame_later(world):

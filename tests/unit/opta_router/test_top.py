@@ -80,7 +80,7 @@ def entry(seq=1, ttft_ms=40.0, **fields):
     opta = msgspec.structs.replace(ending().opta, ttft_ms=ttft_ms)
     base = {
         "seq": seq, "request_id": f"req-{seq}", "model": "opta-tiny", "lane": "interactive", "route": "auto:room",
-        "arrived_s": 1000.0, "begun_s": 1.0, "operation": "chat", "stream": True, "moments": [Moment("queued", 0.1)],
+        "arrived_s": 1000.0, "operation": "chat", "stream": True, "moments": [Moment("queued", 0.1)],
         "outcome": "finished", "finish_reason": "stop", "completion_tokens": 34, "opta": opta,
     }  # fmt: skip
     return Entry(**{**base, **fields})
