@@ -23,8 +23,8 @@ KEY_VARIABLE: Final = "OPTA_ADMIN_KEY"
 
 SILENCE_S: Final = 10.0
 RETRY_S: Final = 1.0
-ONE_LOOK_S: Final = 1.0
-"""A rate needs two snapshots; one look takes those that are so far apart."""
+ONE_LOOK_S: Final = 2.5
+"""A rate is the difference of two snapshots, and the engine tells of its device time once a second."""
 
 PIPED_WIDTH: Final = 140
 

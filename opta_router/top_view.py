@@ -87,7 +87,7 @@ def _device(watch: Watch, now: Snapshot) -> Text:
     target = weights["interactive"] / sum(weights.values())
     shares = watch.device_shares()
     cells = [("·", "dim")] * BAR_CELLS
-    words = "idle"
+    words = "idle" if not any(lane.active for lane in now.lanes.values()) else "not known yet"
     if shares is not None:
         border = round(shares["interactive"] * BAR_CELLS)
         cells = [("█", STYLES["interactive" if cell < border else "throughput"]) for cell in range(BAR_CELLS)]

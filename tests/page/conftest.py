@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from tests.e2e.router_process import ANSWER_DEADLINE_S, router
 from tests.page.browser import chromium
@@ -19,6 +20,8 @@ SCREENSHOTS = CACHE / "screenshots"
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
 WAIT_MS = 60_000
 LOADED = 14, 3  # agents, people
+
+expect.set_options(timeout=WAIT_MS)
 
 
 def pytest_collection_modifyitems(items):

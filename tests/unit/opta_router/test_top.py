@@ -96,6 +96,7 @@ def test_rates_are_differences_of_snapshots():
     watch = Watch()
     watch.take(snapshot(10.0))
     assert (watch.tokens_per_s("interactive"), watch.device_shares()) == (0.0, None)
+    assert "not known yet" in printed(watch)
     watch.take(snapshot(12.0, (100, 10), (1.5, 0.5)))
     assert watch.tokens_per_s("interactive") == 50
     assert watch.device_shares() == {"interactive": 0.75, "throughput": 0.25}
@@ -184,8 +185,8 @@ def test_piped_it_prints_one_look_and_ends(capsys, monkeypatch):
         event("snapshot", snapshot(10.0)),
         b": keep-alive\n\n",
         event("something-new", {}),
-        event("snapshot", snapshot(11.0, (40, 0))),
-        event("snapshot", snapshot(12.0, (4000, 0))),
+        event("snapshot", snapshot(12.5, (100, 0))),
+        event("snapshot", snapshot(13.0, (9000, 0))),
     ]
     with answering(200, *stream) as (url, asked):
         assert main(["top", "--url", url]) == 0
