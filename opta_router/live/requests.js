@@ -26,8 +26,8 @@ export class Requests {
       h("td", {}, h("span", { class: "lane-name", text: entry.lane })),
       h("td", { text: entry.route }),
       h("td", { text: [entry.client, entry.sub_client].filter(Boolean).join(" / ") || "–" }),
-      h("td", { class: "number", text: milliseconds(entry.opta?.queue_ms) }),
-      h("td", { class: "number", text: milliseconds(entry.opta?.ttft_ms) }),
+      h("td", { class: "number", text: milliseconds(entry.opta?.queue_ms ?? at_ms(entry, "admitted")) }),
+      h("td", { class: "number", text: milliseconds(ttft_ms(entry)) }),
       h("td", { class: "number", text: entry.completion_tokens === undefined ? "–" : count(entry.completion_tokens) }),
       h("td", { class: "number", text: speed(entry) }),
       h("td", {}, drafts(entry)),
@@ -52,8 +52,12 @@ export class Requests {
   }
 }
 
+// What a client that left was never told, its moments say.
+const at_ms = (entry, name) => entry.moments.find((moment) => moment.name === name)?.at_ms;
+const ttft_ms = (entry) => entry.opta?.ttft_ms ?? at_ms(entry, "first_token");
+
 function speed(entry) {
-  const [tokens, ttft] = [entry.completion_tokens, entry.opta?.ttft_ms];
+  const [tokens, ttft] = [entry.completion_tokens, ttft_ms(entry)];
   if (!tokens || tokens < 2 || ttft === undefined || entry.duration_ms <= ttft) return "–";
   return rate((tokens - 1) / ((entry.duration_ms - ttft) / 1000));
 }

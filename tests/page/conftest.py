@@ -14,7 +14,7 @@ from tests.e2e.router_process import ANSWER_DEADLINE_S, router
 from tests.page.browser import chromium
 from tests.page.fetched import CACHE, npm
 
-LANES = "lanes: {interactive: {max_active: 2}, throughput: {max_active: 8}}\n"
+LANES = "lanes: {interactive: {max_active: 2, queue_timeout: 10m}, throughput: {max_active: 8, queue_timeout: 10m}}\n"
 KEY = "opta-of-the-tests"
 SCREENSHOTS = CACHE / "screenshots"
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
@@ -108,6 +108,8 @@ def load(running):
         with httpx.Client(base_url=running.url, timeout=ANSWER_DEADLINE_S, trust_env=False) as client:
             while not stop.is_set():
                 with client.stream("POST", "/v1/completions", json=body, headers=agent) as answer:
+                    if answer.status_code != httpx.codes.OK:
+                        stop.wait(float(answer.headers["retry-after"]))
                     for _ in answer.iter_bytes():
                         if stop.is_set():
                             break
