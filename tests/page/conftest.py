@@ -103,6 +103,7 @@ def load(running):
             "model": "opta-tiny",
             "prompt": f"class Reader{number}:\n    def read(self, path):\n",
             "max_tokens": 120,
+            "temperature": 0,
             "stream": True,
         }
         with httpx.Client(base_url=running.url, timeout=ANSWER_DEADLINE_S, trust_env=False) as client:

@@ -118,6 +118,8 @@ def test_the_slider_changes_the_weights_and_follows_those_that_others_set(open_p
 def test_a_prompt_is_answered_in_both_lanes_and_what_was_drafted_is_marked(open_page, service):
     page = open_page(service)
     connected(page)
+    # Other tests' load may have shut the pair's gate; a load of the model opens it.
+    assert service.post("/admin/models/opta-tiny/load", {}).status_code == 200
     before = page.locator("#requests .entry").count()
     page.fill("#prompt", "def add(a, b):\n")
     page.fill("#try-tokens", "48")
