@@ -104,7 +104,7 @@ export class Prompt {
 }
 
 /** Append a chunk's text; `drafted` are the pieces that the draft proposed, counted in code points. */
-function write(out, text, drafted) {
+export function write(out, text, drafted) {
   const characters = Array.from(text);
   const follows = out.scrollTop + out.clientHeight >= out.scrollHeight - 4;
   let at = 0;

@@ -167,6 +167,44 @@ def test_a_request_opens_into_its_time_line_by_keyboard_alone(open_page, service
     expect(details).to_have_count(0)
 
 
+STRETCHES = """entry => import("/live/timeline.js").then((module) => module.stretches(entry))"""
+WRITTEN = """([text, drafted]) => import("/live/prompt.js").then((module) => {
+  const out = document.createElement("pre");
+  module.write(out, text, drafted);
+  return [out.textContent, [...out.querySelectorAll("mark")].map((mark) => mark.textContent)];
+})"""
+
+
+def test_a_time_line_shows_a_pause_as_a_pause_and_a_move_as_a_move(open_page, guarded):
+    moments = [
+        ("queued", 1, None),
+        ("admitted", 5, "interactive"),
+        ("dispatched", 5, None),
+        ("first_token", 25, None),
+        ("interrupted", 40, None),
+        ("resumed", 60, None),
+        ("demoted", 80, "throughput"),
+    ]
+    told = [{"name": name, "at_ms": at_ms, "lane": lane, "tokens": 3} for name, at_ms, lane in moments]
+    page = open_page(guarded, forgiven=("401",))
+    assert page.evaluate(STRETCHES, {"lane": "interactive", "duration_ms": 100, "moments": told}) == [
+        ["wait", "interactive", 0, 5],
+        ["prefill", "interactive", 5, 25],
+        ["decode", "interactive", 25, 40],
+        ["lost", "interactive", 40, 60],
+        ["decode", "interactive", 60, 80],
+        ["decode", "throughput", 80, 100],
+    ]
+
+
+def test_what_is_marked_is_counted_in_code_points(open_page, guarded):
+    page = open_page(guarded, forgiven=("401",))
+    assert page.evaluate(WRITTEN, ["a\U0001f980b\u00e9c", [[1, 2], [3, 5]]]) == [
+        "a\U0001f980b\u00e9c",
+        ["\U0001f980", "\u00e9c"],
+    ]
+
+
 def test_what_can_be_used_can_be_reached_with_the_tab_key(open_page, service):
     page = open_page(service)
     connected(page)
