@@ -6,7 +6,7 @@ import inspect
 import msgspec
 import pytest
 
-from opta_router.journal import MAX_ENDED, MAX_MOMENTS, Journal, WatchedTrace
+from opta_router.journal import MAX_ENDED, MAX_MOMENTS, Journal
 from opta_router.request import Usage
 from opta_router.telemetry import NO_TRACE, RequestTrace
 from tests.unit.telemetry.lives import CANARY, REQUEST, VERDICT, begin, classify, ending, to_first_token
@@ -65,7 +65,12 @@ for said in SAYS:
 def test_everything_that_a_trace_is_told_is_passed_on_as_it_is(journal, name):
     inner = Heard()
     parameters = list(inspect.signature(getattr(RequestTrace, name)).parameters.values())[1:]
-    given = {"request": REQUEST, "verdict": VERDICT, "ending": ending(), "usage": Usage(prompt_tokens=1, completion_tokens=2)}
+    given = {
+        "request": REQUEST,
+        "verdict": VERDICT,
+        "ending": ending(),
+        "usage": Usage(prompt_tokens=1, completion_tokens=2),
+    }
     told = {one.name: given.get(one.name, f"the {one.name}") for one in parameters}
     args = [told[one.name] for one in parameters if one.kind is not one.KEYWORD_ONLY]
     kwargs = {one.name: told[one.name] for one in parameters if one.kind is one.KEYWORD_ONLY}
