@@ -5,13 +5,14 @@ Counts are the engine's own, as the hosts report them at the end of each request
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from lanes import wire
-from policies.acceptance import AcceptanceGate, GateView, gate_rules
+from policies.acceptance import AcceptanceGate, GateState, GateView, gate_rules
 from policies.schema import Config, LaneName
 from policies.speculation import (
     PairCapability,
@@ -21,6 +22,8 @@ from policies.speculation import (
     decide,
     spec_policy,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -99,7 +102,9 @@ class Speculation:
         def over(counters: wire.SpecCounters) -> None:
             pair.counters += counters
             if granted is not None:
+                before = pair.gate.view(self._now_s()).state
                 pair.gate.end(granted, counters.draft_accepted, counters.draft_rejected, self._now_s())
+                _tell(model, before, pair.gate.view(self._now_s()))
 
         return Attempt(decision, over)
 
@@ -125,3 +130,21 @@ class Speculation:
     def readings(self) -> list[PairReading]:
         """All of them, in the configuration's order."""
         return [self.reading(model) for model in self._pairs]
+
+
+def described(gate: GateView) -> str:
+    """A gate that is not on, for people."""
+    ratio = "no" if gate.acceptance_ratio is None else f"{gate.acceptance_ratio:.0%}"
+    measured = f"{ratio} of {gate.compared_tokens} compared draft tokens were accepted"
+    if gate.retry_in_s is None:
+        return f"{measured} so far in a retry, by one request at a time"
+    return f"{measured}; retried in {gate.retry_in_s:g} s"
+
+
+def _tell(model: str, before: GateState, gate: GateView) -> None:
+    if gate.state is before:
+        return
+    if gate.state is GateState.OFF:
+        log.warning("model %s: speculation is switched off: %s", model, described(gate))
+    else:
+        log.info("model %s: speculation is on again", model)

@@ -17,7 +17,7 @@ from opta_router.errors import ModelNotFound
 from opta_router.http.engine import QuarantineView, quarantine_views
 from opta_router.request import ProposerReport, proposers_of
 from opta_router.service import Service
-from opta_router.speculation import PairReading
+from opta_router.speculation import PairReading, described
 from policies.acceptance import GateView
 from policies.errors import SpeculationUnsupported
 from policies.schema import ApprovedPair, ModelConfig
@@ -191,7 +191,8 @@ def _verdict(
     if speculates and facts is None:
         return None, None, None
     if speculates and service.dispatcher.speculation.low_acceptance(model.name):
-        return False, SpecReason.LOW_ACCEPTANCE, None
+        gate = service.dispatcher.speculation.reading(model.name).gate
+        return False, SpecReason.LOW_ACCEPTANCE, described(gate)
     return speculates, reason, None
 
 

@@ -1,5 +1,7 @@
 """From single answers to cells, comparisons, tables and a picture."""
 
+import sys
+
 import msgspec
 import pytest
 
@@ -87,6 +89,13 @@ def test_a_result_is_kept_as_json_a_table_and_a_picture_that_asks_no_other_host(
     drawn = (tmp_path / "results" / "run.svg").read_text("utf-8")
     assert "<svg" in drawn
     assert "<script" not in drawn
+
+
+def test_without_the_library_there_is_no_picture_and_no_link_to_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write(matrix(a_run()), tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "run.md"]
+    assert "run.svg" not in (tmp_path / "run.md").read_text("utf-8")
 
 
 def test_what_is_no_result_is_refused_by_name(tmp_path):

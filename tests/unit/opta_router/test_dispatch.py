@@ -1,6 +1,7 @@
 """Requests on their way through the dispatcher, over a real link to a host that the test plays."""
 
 import asyncio
+import logging
 import math
 import socket
 from contextlib import asynccontextmanager
@@ -816,7 +817,8 @@ async def answered(router, accepted, rejected, end=ended, **arrival):
     return report.active, str(report.reason), submit.num_draft_tokens
 
 
-async def test_a_pair_of_which_too_little_is_accepted_stops_says_why_and_comes_back():
+async def test_a_pair_of_which_too_little_is_accepted_stops_says_why_and_comes_back(caplog):
+    caplog.set_level(logging.INFO, "opta_router.speculation")
     async with routing(SPECULATING) as router:
         assert await answered(router, 2, 8) == (True, "approved", 8)
         router.dispatcher.configure(SPECULATING)  # a reload keeps the window
@@ -834,6 +836,10 @@ async def test_a_pair_of_which_too_little_is_accepted_stops_says_why_and_comes_b
             "client_off": 1,
         }
         assert reading.gate.switched_off == 1
+    assert [record.message for record in caplog.records if record.name == "opta_router.speculation"] == [
+        "model m: speculation is switched off: 20% of 20 compared draft tokens were accepted; retried in 30 s",
+        "model m: speculation is on again",
+    ]
 
 
 async def test_a_retry_that_is_refused_or_cancelled_leaves_the_next_request_its_turn():
