@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
@@ -40,16 +41,31 @@ class Measurement:
 
     async def samples(self) -> list[Sample]:
         """Everything that the plan asks, each round over all places before the next."""
+        started_s = time.perf_counter()
+
+        def tell(what: str) -> None:
+            print(f"{self._model}: {what}, {time.perf_counter() - started_s:.0f} s", file=sys.stderr, flush=True)
+
         await self._warm_up()
-        found = [sample async for sample in self.one_by_one()]
-        return found + await self._beside_background()
+        tell("warm")
+        found: list[Sample] = []
+        for number in range(self._plan.rounds):
+            found += [sample async for sample in self._round_of_all(number)]
+            tell(f"round {number + 1} of {self._plan.rounds}")
+        found += await self._beside_background()
+        tell("done")
+        return found
 
     async def one_by_one(self) -> AsyncIterator[Sample]:
         """What the plan asks without a background, as the answers come."""
         for number in range(self._plan.rounds):
-            for place in self.places():
-                async for sample in self._round(place, number):
-                    yield sample
+            async for sample in self._round_of_all(number):
+                yield sample
+
+    async def _round_of_all(self, number: int) -> AsyncIterator[Sample]:
+        for place in self.places():
+            async for sample in self._round(place, number):
+                yield sample
 
     def places(self) -> list[Place]:
         """Where speculation is compared with plain decoding."""
