@@ -25,8 +25,8 @@ PATH = "/v1/completions"
 GREEDY = {"model": "auto", "temperature": 0, "stream": True, "logit_bias": {"0": -100, "4": -100}}
 NEIGHBOUR = {"prompt": "def reverse(text):\n", "max_tokens": 3000}
 FOR_EVER = {"prompt": "import os\n", "max_tokens": 3000}
-LONG_PROMPT = {"prompt": "def f(a, b):\n    return a + b\n\n" * 150, "max_tokens": 50}
-"""Takes the embedded target seconds to read."""
+LONG_PROMPT = "def f(a, b):\n    return a + b\n\n" * 150
+"""Takes the embedded target seconds to read, if its beginning is not known."""
 COMPARED_TOKENS = 120
 RESET = struct.pack("ii", 1, 0)
 
@@ -179,7 +179,8 @@ async def test_who_leaves_during_its_prompt_frees_its_slot(running, lane):
     async with operator(running) as admin:
         async with neighbour(running, lane, admin):
             for client, way in WAYS:
-                leaver = await client().ask(running, lane, LONG_PROMPT)
+                prompt = f"# {lane}, {client.__name__}, {way}\n{LONG_PROMPT}"
+                leaver = await client().ask(running, lane, {"prompt": prompt, "max_tokens": 50})
                 await leaver.started()
                 assert await leaver.has_no_text()
                 getattr(leaver, way)()
