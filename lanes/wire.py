@@ -530,7 +530,7 @@ class LaneStats(msgspec.Struct, frozen=True):
 class PromptCacheStats(msgspec.Struct, frozen=True):
     """The prompt caches of one model: ``entries`` and ``size_bytes`` now, the others since the host started.
 
-    A hit is a prompt of which something was known: ``reused_tokens`` in all were.
+    A hit is a prompt of which something was known: ``reused_tokens`` in all were. Very short ones do not count.
     """
 
     entries: int = 0

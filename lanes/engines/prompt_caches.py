@@ -149,9 +149,9 @@ class PromptCaches:
 
     def find(self, token_ids: TokenIds) -> Known | None:
         """What is known of all but the last of ``token_ids``: that one must be computed for what follows it."""
-        if not self.enabled:
-            return None
         wanted = token_ids[:-1]
+        if len(wanted) < LEAST_TOKENS or not self.enabled:
+            return None
         at = self._after(wanted)
         near = [*self._entries[max(at - 1, 0) : at + 1], *islice(self._beginning(wanted), 1)]
         best = max(near, key=lambda entry: entry.usable(wanted), default=None)
@@ -164,10 +164,10 @@ class PromptCaches:
         best.used = self._memory.use()
         return best.known(tokens)
 
-    def keep(self, token_ids: TokenIds, target: Layers, draft: Layers | None = None) -> None:
-        """Keep the caches of ``token_ids``; those of ``draft`` may be of fewer of them."""
+    def keep(self, token_ids: TokenIds, target: Layers, draft: Layers | None = None) -> bool:
+        """Keep the caches of ``token_ids``; those of ``draft`` may be of fewer of them. True if ``target`` is kept."""
         if len(token_ids) < LEAST_TOKENS or not self.enabled:
-            return
+            return False
         longer = self._containing(token_ids)
         if longer is not None:
             token_ids, target = longer.token_ids, longer.target
@@ -176,12 +176,13 @@ class PromptCaches:
         draft = max(drafts, key=lambda layers: layers.tokens if layers is not None else 0)
         entry = _Entry(token_ids, target, draft, self._memory.use())
         if entry.size_bytes > self._memory.max_bytes:
-            return
+            return False
         for other in replaced:
             self._remove(other)
         self._entries.insert(self._after(token_ids), entry)
         self.size_bytes += entry.size_bytes
         self._memory.shrink()
+        return longer is None
 
     def clear(self) -> None:
         """Give everything back."""

@@ -207,9 +207,8 @@ class ThroughputEngine:
 
     def _left(self, token_ids: tuple[int, ...], cache: list[Any]) -> None:
         """A sequence has left its batch. Its part of the batch's cache must be copied while that is there."""
-        if self._prompt_caches.enabled:
+        if self._prompt_caches.keep(token_ids, KVLayers(cache, len(token_ids))):
             compute(cache)
-            self._prompt_caches.keep(token_ids, KVLayers(cache, len(token_ids)))
 
     def _decoding(self) -> int:
         return sum(len(batch) for batch in self._batches)

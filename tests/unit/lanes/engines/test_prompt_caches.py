@@ -54,7 +54,7 @@ def test_the_longest_common_prefix_is_found_whether_what_is_kept_ends_there_or_g
     assert found(caches, text(1, 2, 5)) == 2 * N
     assert found(caches, text(1, 3, 5)) == 2 * N
     assert found(caches, text(1, 5)) == N
-    assert found(caches, text(5)) == 0
+    assert found(caches, text(5, 1)) == 0
     assert (caches.stats().hits, caches.stats().misses, caches.stats().reused_tokens) == (3, 1, 5 * N)
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_trimmed_is_found_only_for_what_begins_with_all_of_it():
 def test_a_longer_one_takes_the_place_of_its_beginnings(caches):
     for turns in range(1, 5):
         keep(caches, text(*range(turns)))
-    keep(caches, text(0, 1))
+    assert not caches.keep(text(0, 1), Counted(2 * N))
     assert (caches.stats().entries, caches.size_bytes) == (1, 4 * N)
     assert caches.stats().evictions == 0
     assert found(caches, text(0, 1, 9)) == 2 * N
@@ -138,8 +138,8 @@ def test_within_the_bound_what_was_not_used_for_longest_goes_first_whatever_mode
 
 def test_what_is_larger_than_the_bound_pushes_nobody_out(memory, caches):
     memory.max_bytes = 2 * N
-    keep(caches, text(1))
-    keep(caches, text(2, 3, 4))
+    assert caches.keep(text(1), Counted(N))
+    assert not caches.keep(text(2, 3, 4), Counted(3 * N))
     assert (caches.stats().entries, caches.stats().evictions) == (1, 0)
 
 
@@ -158,6 +158,7 @@ def test_cleared_caches_are_empty_and_their_counters_go_on(memory, caches):
     assert found(caches, (*text(1), 9)) == N
     caches.clear()
     assert found(caches, (*text(1), 9)) == 0
+    assert found(caches, text(1)) == 0  # too short to count
     stats = memory.stats()["m"]
     assert (stats.entries, stats.size_bytes, stats.hits, stats.misses) == (0, 0, 1, 1)
 
