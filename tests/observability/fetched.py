@@ -63,8 +63,11 @@ def _unpack(package: str, folder: Path) -> None:
         for needed in ("lists/partial", "apt/archives/partial"):
             (folder / needed).mkdir(parents=True, exist_ok=True)
         sources.write_text(f"deb [signed-by={KEYRING}] {_mirror(folder)} {SUITE} main\n", encoding="utf-8")
-    _run(folder, "apt-get", *options, "-q", "update")
-    _run(folder, "apt-get", *options, "-q", "download", package)
+    download = ("apt-get", *options, "-q", "download", package)
+    if not _succeeds(folder, *download):
+        # No list of packages yet, or one so old that what it names is gone.
+        _run(folder, "apt-get", *options, "-q", "update")
+        _run(folder, *download)
     (archive,) = folder.glob(f"{package}_*.deb")
     _run(folder, "dpkg", "-x", archive.name, package)
     archive.unlink()
@@ -80,10 +83,18 @@ def _mirror(folder: Path) -> str:
     return next(uri for uri in listed.split() if uri.rstrip("/").endswith("/debian"))
 
 
+def _succeeds(folder: Path, *command: str) -> bool:
+    return _done(folder, *command).returncode == 0
+
+
 def _run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_DEADLINE_S, check=False)
+    done = _done(folder, *command)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+def _done(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_DEADLINE_S, check=False)
 
 
 @contextmanager
