@@ -103,8 +103,9 @@ class Engine(Protocol):
     def finish(self, since_s: float) -> list[Emission]:
         """Wait for the oldest piece that was started and not yet waited for; returns what it brought.
 
-        Called once for each :meth:`step`, before the engine is idle or anything but :meth:`add` is called. ``since_s``,
-        of ``time.perf_counter``, is when the device was free for that piece: engines learn from it what pieces cost.
+        Called once for each :meth:`step`, before the engine is idle or anything but :meth:`add` is called. What lies
+        between ``since_s``, of ``time.perf_counter``, and the end of the wait is what the piece cost: engines learn
+        from it.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Steps overlap, and each second of the device is still one lane's."""
+"""Steps overlap, and each second is still one lane's; what a person waits for is not held up by it."""
 
 import pytest
 
@@ -59,18 +59,30 @@ def test_a_lonely_step_costs_its_building_and_its_run(device, pipeline):
     assert len(pipeline) == 0
 
 
-def test_what_is_built_while_another_runs_costs_nothing_more(device, pipeline):
+def test_what_is_built_while_another_runs_shortens_the_wait_for_that(device, pipeline):
     a = PlannedEngine(device, "a", build_s=1, run_s=4)
     b = PlannedEngine(device, "b", build_s=2, run_s=3)
     start(pipeline, "interactive", a)
     start(pipeline, "throughput", b)
     assert pipeline.oldest().lane == "interactive"
-    assert pipeline.finish() == ([Emission("a")], 5)
-    assert pipeline.finish() == ([Emission("b")], 3)
-    assert b.since_s == [5]
+    assert pipeline.finish() == ([Emission("a")], 1 + 2)
+    assert pipeline.finish() == ([Emission("b")], 2 + 3)
+    assert device.now_s == 8
+    assert b.since_s == [5 - 2]
 
 
-def test_costs_add_up_to_the_time_in_which_the_device_had_work(device, pipeline):
+def test_each_lane_pays_for_its_own_building_where_that_is_all_there_is(device, pipeline):
+    cheap = PlannedEngine(device, "a", build_s=4, run_s=0)
+    dear = PlannedEngine(device, "b", build_s=11, run_s=0)
+    start(pipeline, "interactive", cheap)
+    start(pipeline, "throughput", dear)
+    assert pipeline.finish()[1] == 4
+    start(pipeline, "interactive", cheap)
+    assert pipeline.finish()[1] == 11
+    assert pipeline.finish()[1] == 4
+
+
+def test_costs_add_up_to_the_time_that_was_spent(device, pipeline):
     engines = {
         "interactive": PlannedEngine(device, "a", build_s=8, run_s=2),
         "throughput": PlannedEngine(device, "b", build_s=7, run_s=11, runs_ahead=True),
@@ -84,6 +96,23 @@ def test_costs_add_up_to_the_time_in_which_the_device_had_work(device, pipeline)
     spent_s += pipeline.finish()[1]
     assert spent_s == pytest.approx(device.now_s)
     assert device.now_s < 41 * (8 + 2 + 7 + 11) / 2  # they overlapped
+
+
+@pytest.mark.parametrize(("run_s", "build_s", "allowed"), [(2, 11, False), (12, 11, True)])
+def test_a_result_that_its_engine_needs_is_not_held_up_by_building_what_takes_longer(
+    device, pipeline, run_s, build_s, allowed
+):
+    person = PlannedEngine(device, "a", build_s=4, run_s=run_s)
+    batch = PlannedEngine(device, "b", build_s=build_s, run_s=1, runs_ahead=True)
+    assert pipeline.may_start(person, 0.05)
+    for engine in (batch, person):  # what they take is seen
+        start(pipeline, "any", engine)
+        pipeline.finish()
+    start(pipeline, "interactive", person)
+    assert pipeline.may_start(batch, 0.05) is allowed
+    pipeline.finish()
+    start(pipeline, "throughput", batch)
+    assert pipeline.may_start(person, None)  # nobody waits for a batch
 
 
 def test_idle_time_is_nobodys(device, pipeline):
