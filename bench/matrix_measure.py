@@ -22,6 +22,7 @@ from opta_router.request import SpeculativeReport
 BACKGROUND_PROMPT_TOKENS: Final = (50, 300)
 BACKGROUND_TOKENS: Final = 128
 SETTLE_S: Final = 5.0
+WARM_UP_TOKENS: Final = 4
 
 
 class Measurement:
@@ -73,15 +74,15 @@ class Measurement:
             Place(model=self._model, prompts=name, lane=lane, concurrency=concurrency)
             for lane in LANES
             for concurrency in self._plan.at_once(lane)
-            for name in self._plan.classes
+            for name in self._plan.of_lane(lane)
         ]
 
     async def _warm_up(self) -> None:
-        """Load the model, compile, fill pools."""
-        first = self._taken(self._plan.classes[0])[0]
-        for lane in LANES:
+        """Load the model, compile, fill pools: everything that is measured later, once and short."""
+        for place in self.places():
             for way in WAYS:
-                await self._ask(first, lane, way, Completion(time.perf_counter()), self._plan.max_tokens)
+                group = next(_groups(self._taken(place.prompts), place.concurrency))
+                await self._sample(Turn(place=place, way=way, round=-1, number=0), group, WARM_UP_TOKENS)
 
     async def _round(self, place: Place, number: int) -> AsyncIterator[Sample]:
         for at, group in enumerate(_groups(self._taken(place.prompts), place.concurrency)):

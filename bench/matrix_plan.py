@@ -20,7 +20,8 @@ Profile: TypeAlias = Literal["full", "short", "own"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The cells of a run. ``prompts`` are taken of each class, from its beginning; 0: all.
+    """The cells of a run. ``prompts`` are taken of each class, from its beginning; 0: all. The throughput lane, where
+    nothing speculates, is asked those of ``throughput_classes``.
 
     ``interactive`` and ``throughput``: requests at once, in that lane. Beside ``background`` streams ``busy_prompts``
     prompts of the first class are asked in either lane; 0 streams: none are.
@@ -34,11 +35,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 0.0
     interactive: tuple[int, ...] = (1, 4)
     throughput: tuple[int, ...] = (1, 8)
+    throughput_classes: tuple[PromptClass, ...] = CLASSES
     background: int = 8
     busy_prompts: int = 6
     busy_rounds: int = 3
     busy_tokens: int = 8
     seed: int = 1
+
+    def of_lane(self, lane: Lane) -> tuple[PromptClass, ...]:
+        """The classes that are asked in that lane."""
+        return tuple(name for name in self.classes if lane == "interactive" or name in self.throughput_classes)
 
     def at_once(self, lane: Lane) -> tuple[int, ...]:
         """Numbers of requests at once, in that lane."""
@@ -52,8 +58,9 @@ SHORT: Final = Plan(
     rounds=3,
     max_tokens=24,
     interactive=(1,),
-    throughput=(4,),
-    background=4,
+    throughput=(2,),
+    throughput_classes=("code",),
+    background=2,
     busy_prompts=2,
 )
 """Under a minute for the embedded pair on two cores."""

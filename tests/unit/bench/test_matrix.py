@@ -112,7 +112,7 @@ def test_a_report_without_a_background_has_no_table_of_lanes():
 # what is asked, and of which service
 
 
-def plan(*options):
+def planned(*options):
     import argparse
 
     from bench.matrix import add_arguments
@@ -123,9 +123,9 @@ def plan(*options):
 
 
 def test_options_change_a_plan_and_make_it_ones_own():
-    assert plan() == FULL
-    assert plan("--short") == SHORT
-    own = plan("--short", "--classes", "json", "--throughput", "2", "16", "--background", "0", "--tokens", "7")
+    assert planned() == FULL
+    assert planned("--short") == SHORT
+    own = planned("--short", "--classes", "json", "--throughput", "2", "16", "--background", "0", "--tokens", "7")
     assert (own.profile, own.classes, own.throughput, own.background, own.max_tokens) == (
         "own",
         ("json",),
@@ -134,6 +134,12 @@ def test_options_change_a_plan_and_make_it_ones_own():
         7,
     )
     assert (own.rounds, own.interactive) == (SHORT.rounds, SHORT.interactive)
+
+
+def test_a_short_plan_asks_the_throughput_lane_less_for_nothing_speculates_there():
+    assert SHORT.of_lane("interactive") == SHORT.classes
+    assert SHORT.of_lane("throughput") == ("code",)
+    assert FULL.of_lane("throughput") == FULL.classes
 
 
 def test_the_service_has_the_files_models_and_neither_its_keys_nor_its_collectors(tmp_path):
@@ -149,7 +155,8 @@ def test_the_service_has_the_files_models_and_neither_its_keys_nor_its_collector
     config = subject_config(file, None, None)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    served = load(service_file(config, scratch, SHORT, on_trial=True))
+    plan = msgspec.structs.replace(SHORT, interactive=(1, 4))
+    served = load(service_file(config, scratch, plan, on_trial=True))
     assert served.models == config.models
     assert (served.clients, served.telemetry.otlp_endpoint) == ((), None)
     assert served.lanes.interactive.max_queue == 4
