@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import mlx.core as mx
@@ -69,7 +70,9 @@ class Bench:
             engine.calibrate(tuple(probe_prompt(pair.tokenizer)))
 
     def prompts(self) -> Iterator[Measured]:
-        """Measure every prompt at every temperature."""
+        """Measure every prompt at every temperature, when every way has been gone once: a GPU compiles on the way."""
+        for temperature in self._plan.temperatures:
+            self._measured("", load(["code"])["code"][-1], Sampling(temperature=temperature, seeded=False))
         for name, prompts in load(self._plan.classes).items():  # type: ignore[arg-type]
             for number, prompt in enumerate(prompts):
                 for temperature in self._plan.temperatures:
@@ -166,10 +169,11 @@ def main() -> None:
     _prepare_device()
     pair = load_pair(wire.ModelSpec("measured", plan.target, plan.draft))
     measured = []
-    for one in Bench(pair, plan).prompts():
-        measured.append(one)
-        figures = ", ".join(f"{way} {1 / answer.token_s:.1f}" for way, answer in one.answers.items())
-        print(f"{one.prompt_class} {one.prompt} {one.temperature:g}: {figures}", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):  # what has been measured until then is worth having
+        for one in Bench(pair, plan).prompts():
+            measured.append(one)
+            figures = ", ".join(f"{way} {1 / answer.token_s:.1f}" for way, answer in one.answers.items())
+            print(f"{one.prompt_class} {one.prompt} {one.temperature:g}: {figures}", file=sys.stderr, flush=True)
     run = Run(device=versions().device, blas=blas.loaded_blas(), plan=plan, measured=tuple(measured))
     sys.stdout.buffer.write(msgspec.json.encode(run))
 

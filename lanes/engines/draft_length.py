@@ -17,8 +17,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
+from lanes.engines.step_costs import Line
+
 COST_SMOOTHING = 0.1
 """Weight of the newest round in a length's mean cost: about ten rounds of memory, more than a scheduling hiccup."""
+
+LEAST_STEP = 0.02
+"""A draft token costs at least this share of a plain round, whatever a noisy machine says."""
 
 EVIDENCE_TOKENS = 40.0
 """How much evidence the acceptance estimate keeps, in compared tokens: it follows a change of subject within rounds."""
@@ -36,11 +41,14 @@ class RoundCosts:
     def __init__(self, max_draft_tokens: int) -> None:
         self.max_draft_tokens = max_draft_tokens
         self._mean_s: dict[int, float] = {}
+        self._drafted = Line()
 
     def observe(self, draft_tokens: int, seconds: float) -> None:
         """Book one round."""
         mean_s = self._mean_s.get(draft_tokens)
         self._mean_s[draft_tokens] = seconds if mean_s is None else mean_s + COST_SMOOTHING * (seconds - mean_s)
+        if draft_tokens:
+            self._drafted.observe(draft_tokens, seconds)
 
     def seconds(self, draft_tokens: int) -> float:
         """Expected cost of a round; between measured lengths by linear interpolation. 1.0 before any measurement."""
@@ -57,9 +65,11 @@ class RoundCosts:
 
     @property
     def step_s(self) -> float:
-        """What one more draft token costs, on average: its draft step, and its place in the verification."""
-        longest = self.max_draft_tokens
-        return max((self.seconds(longest) - self.seconds(1)) / (longest - 1), 0.0) if longest > 1 else 0.0
+        """What one more draft token costs: its draft step, and its place in the verification.
+
+        From rounds of all lengths together: a difference of two lengths' means would be mostly noise.
+        """
+        return max(self._drafted.slope, LEAST_STEP * self.seconds(0))
 
 
 CONFIDENCE_EDGES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
