@@ -68,15 +68,15 @@ class Proposing:
         self._confidence = costs.confidence[greedy]
         self._length = DraftLength(costs.draft_model) if drafts else None
 
-    def choose(self, limit: int, *, drafts: bool) -> Plan:
-        """The best plan of at most ``limit`` draft tokens. ``drafts``: the draft model is ready."""
+    def choose(self, limit: int, *, drafts: bool, looks_up: bool = True) -> Plan:
+        """The best plan of at most ``limit`` draft tokens. ``drafts`` and ``looks_up``: who is ready to propose."""
         best, best_goodput = PLAIN, 1 / self._costs.draft_model.seconds(0)
         if self._length is not None and drafts:
             k = self._length.choose(limit)
             if k > 0:
                 best_goodput = self._length.goodput(k)
                 best = Plan("draft_model", min(limit, self._costs.draft_model.max_draft_tokens))
-        if self._lookup is not None:
+        if self._lookup is not None and looks_up:
             costs = self._costs.prompt_lookup
             tokens = self._lookup.expected_tokens(min(limit, costs.max_draft_tokens))
             for k, expected in enumerate(tokens[1:], start=1):

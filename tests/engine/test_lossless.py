@@ -18,7 +18,7 @@ import pytest
 from mlx_lm.models.cache import trim_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
-from lanes.engines import rejection, speculative
+from lanes.engines import rejection, speculative_run
 from lanes.engines.base import SequenceSpec, advance
 from lanes.engines.draft_length import RoundCosts
 from lanes.engines.speculative import SpeculativeEngine
@@ -201,17 +201,19 @@ def no_residual(monkeypatch):
 def draft_distribution_unprocessed(monkeypatch):
     """The draft draws at the temperature; but the verification takes its logits as they came."""
     temperature = SETTINGS["temperature"].temperature
-    whole = speculative.verify
+    whole = speculative_run.verify
 
     def verify(target, draft, *rest):
         return whole(target, [weights * temperature for weights in draft], *rest)
 
-    monkeypatch.setattr(speculative, "verify", verify)
+    monkeypatch.setattr(speculative_run, "verify", verify)
 
 
 @pytest.fixture
 def stale_cache_row(monkeypatch):
-    monkeypatch.setattr(speculative, "trim_prompt_cache", lambda c, tokens: trim_prompt_cache(c, max(tokens - 1, 0)))
+    monkeypatch.setattr(
+        speculative_run, "trim_prompt_cache", lambda c, tokens: trim_prompt_cache(c, max(tokens - 1, 0))
+    )
 
 
 @pytest.mark.parametrize("fault", ["no_residual", "draft_distribution_unprocessed", "stale_cache_row"])
