@@ -143,7 +143,7 @@ class Lane {
 function describe(element, flight) {
   const stage = STAGES[flight.stage];
   const drafts = flight.accepted ? `, ${percent(flight.accepted / Math.max(flight.tokens, 1))} drafted` : "";
-  const words = flight.tokens ? `${count(flight.tokens)} tokens${drafts}` : stage;
+  const words = flight.tokens ? `${count(flight.tokens)} ${flight.tokens === 1 ? "token" : "tokens"}${drafts}` : stage;
   say(element.querySelector(".words"), words);
   element.title = `${flight.request_id}, ${flight.route}${flight.client ? `, ${flight.client}` : ""}: ${stage} ` +
     `since ${milliseconds(flight.age_ms)}${flight.tokens ? `, ${words}` : ""}`;
