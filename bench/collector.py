@@ -1,9 +1,10 @@
 """``bench collector``: what a collector does to requests that is down, then never answers, then comes back.
 
 Two routers in front of the scripted engine, which answers at once, both with telemetry; the collector of one always
-answers, that of the other goes through its troubles, at one address. Both are asked in turn, and the ratio of their
-median times is held against what it was while both collectors answered: two processes are never quite alike. At the
-end the troubled one stops while its collector does not answer.
+answers, that of the other goes through its troubles, at one address. Both are asked in turn, in short blocks, and of
+each block's ratio of median times the median is held against what it was while both collectors answered: two processes
+are never quite alike, and what else the machine does disturbs some blocks. At the end both stop, right after requests,
+the troubled one while its collector does not answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from bench.statistics import median
 HEALTHY, DOWN, SILENT, BACK = "answers", "down", "never answers", "back"
 OFTEN: Final = {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_METRIC_EXPORT_INTERVAL": "1000"}
 """Both are sent often, so that each phase has many tries that fail."""
+
+BLOCK: Final = 50
+"""Requests to each router that one ratio is of."""
 
 RATIO: Final = (0.98, 1.02)
 MOST_GROWTH_MIB: Final = 16.0
@@ -129,10 +133,8 @@ async def _measure(scratch: Path, seconds: float) -> Result:
                 if collector == BACK:
                     arrived = (await sink.get("/")).json().get("/v1/traces", 0)
         async with collecting(bad, silent=True):
-            async with http_load.connected(troubled.port) as connection:
-                await timed_in_turn(100, [lambda: connection.exchange(REQUEST)])  # something to send at the end
-            troubled_exit_s = await _exit_s(troubled.pid)
-        exit_s = await _exit_s(undisturbed.pid)
+            troubled_exit_s = await _exit_s(troubled)
+        exit_s = await _exit_s(undisturbed)
     return Result(phases=phases, exit_s=exit_s, troubled_exit_s=troubled_exit_s, arrived_when_back=arrived)
 
 
@@ -145,18 +147,19 @@ async def _router(config: Path, port: int) -> AsyncIterator[servers.Running]:
 
 async def _phase(collector: str, undisturbed: servers.Running, troubled: servers.Running, seconds: float) -> Phase:
     before = await _dropped(troubled)
-    times: tuple[list[float], list[float]] = ([], [])
+    ratios: list[float] = []
     async with http_load.connected(undisturbed.port) as one, http_load.connected(troubled.port) as other:
         asks = [lambda: one.exchange(REQUEST), lambda: other.exchange(REQUEST)]
         until_s = time.perf_counter() + seconds
         while time.perf_counter() < until_s:
-            for all_of, some in zip(times, await timed_in_turn(200, asks), strict=True):
-                all_of.extend(some)
+            asks.reverse()  # who is asked first has the machine to itself a little longer
+            first, second = map(median, await timed_in_turn(BLOCK, asks, warm_up=2))
+            ratios.append(second / first if len(ratios) % 2 else first / second)
     after = await _dropped(troubled)
     return Phase(
         collector=collector,
-        requests=len(times[0]),
-        ratio=round(median(times[1]) / median(times[0]), 4),
+        requests=len(ratios) * BLOCK,
+        ratio=round(median(ratios), 4),
         memory_mib=round(psutil.Process(troubled.pid).memory_info().rss / 2**20, 1),
         dropped={signal: count - before[signal] for signal, count in after.items()},
     )
@@ -168,11 +171,13 @@ async def _dropped(router: servers.Running) -> dict[str, int]:
     return dropped
 
 
-async def _exit_s(pid: int) -> float:
-    """SIGTERM, and how long it takes. The process is a child that somebody else waits for."""
-    process = psutil.Process(pid)
+async def _exit_s(router: servers.Running) -> float:
+    """Some requests, SIGTERM, and how long it takes. The process is a child that somebody else waits for."""
+    async with http_load.connected(router.port) as connection:
+        await timed_in_turn(BLOCK, [lambda: connection.exchange(REQUEST)])
+    process = psutil.Process(router.pid)
     started_s = time.perf_counter()
-    os.kill(pid, signal.SIGTERM)
+    os.kill(router.pid, signal.SIGTERM)
     with anyio.fail_after(EXIT_TIMEOUT_S):
         while _runs(process):  # noqa: ASYNC110 - another process has no event
             await anyio.sleep(0.01)

@@ -151,14 +151,16 @@ async def _one_at_a_time(config: Path, running: dict[str, servers.Running], requ
     return ways
 
 
-async def timed_in_turn(requests: int, ways: Sequence[Callable[[], Awaitable[Any]]]) -> list[list[float]]:
-    """Milliseconds of each request, by way."""
+async def timed_in_turn(
+    requests: int, ways: Sequence[Callable[[], Awaitable[Any]]], warm_up: int = WARM_UP
+) -> list[list[float]]:
+    """Milliseconds of each request, by way; the first ``warm_up`` of each do not count."""
     times: list[list[float]] = [[] for _ in ways]
-    for number in range(WARM_UP + requests):
+    for number in range(warm_up + requests):
         for way, taken_ms in zip(ways, times, strict=True):
             started_s = time.perf_counter()
             await way()
-            if number >= WARM_UP:
+            if number >= warm_up:
                 taken_ms.append((time.perf_counter() - started_s) * 1000)
     return times
 
