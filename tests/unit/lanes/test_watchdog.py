@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from lanes.heartbeat import KINDS, LANES, Activity, Beat, Took
-from lanes.watchdog import ENOUGH_STEPS, MIN_DEADLINE_S, SILENCE_S, TICK_S, UNMEASURED_S, UsualStep, Watchdog
+from lanes.watchdog import DOUBT, ENOUGH_STEPS, MIN_DEADLINE_S, SILENCE_S, TICK_S, UNMEASURED_S, UsualStep, Watchdog
 
 
 class Host:
@@ -79,6 +79,29 @@ def test_a_loop_that_stands_still_is_noticed_at_its_deadline_and_not_before(acti
     verdict, after_s = host.passes(1000)
     assert deadline_s < after_s <= deadline_s + 2 * TICK_S
     assert "has not moved" in verdict
+
+
+def test_a_host_is_doubted_well_before_it_is_given_up_and_no_more_when_it_moves():
+    host = Host(step_s=0.02)
+    host.begins(Activity.DECODE)
+    assert host.passes(DOUBT * MIN_DEADLINE_S) is None
+    assert not host.watchdog.doubtful
+    assert host.passes(TICK_S) is None
+    assert host.watchdog.doubtful
+    host.begins(Activity.DECODE, tokens=1)
+    assert host.look() is None
+    assert not host.watchdog.doubtful
+
+
+def test_five_steps_tell_what_is_usual_however_quickly_they_pass():
+    host = Host()
+    for _ in range(ENOUGH_STEPS):
+        host.begins(Activity.DECODE, tokens=1)
+        host.now_s += 0.001
+    host.begins(Activity.IDLE)
+    assert host.look() is None
+    assert host.usual.deadline_s("interactive", Activity.DECODE) == MIN_DEADLINE_S
+    assert host.usual.deadline_s("throughput", Activity.DECODE) == UNMEASURED_S[Activity.DECODE]
 
 
 def test_a_verdict_names_what_stands_still():
