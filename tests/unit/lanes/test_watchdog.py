@@ -86,7 +86,7 @@ def test_a_host_is_doubted_well_before_it_is_given_up_and_no_more_when_it_moves(
     host.begins(Activity.DECODE)
     assert host.passes(DOUBT * MIN_DEADLINE_S) is None
     assert not host.watchdog.doubtful
-    assert host.passes(TICK_S) is None
+    assert host.passes(2 * TICK_S) is None
     assert host.watchdog.doubtful
     host.begins(Activity.DECODE, tokens=1)
     assert host.look() is None
