@@ -149,11 +149,7 @@ class Heartbeat:
         self._kind = KINDS.index((lane, activity)) if (lane, activity) in KINDS else None
         self._since_s = now_s
         name = model.encode()[:MODEL_BYTES]
-        # An odd version says that what follows is being written; one writer, so no lock (a seqlock).
-        _VERSION.pack_into(self._page, 0, self._version + 1)
-        _PAGE.pack_into(
-            self._page,
-            _VERSION.size,
+        beat = _PAGE.pack(
             self._count,
             *self._steps,
             *self._computed,
@@ -164,6 +160,9 @@ class Heartbeat:
             len(name),
             name,
         )
+        # An odd version says that what follows is being written; one writer, so no lock (a seqlock).
+        _VERSION.pack_into(self._page, 0, self._version + 1)
+        self._page[_VERSION.size : _VERSION.size + _PAGE.size] = beat
         self._version += 2
         _VERSION.pack_into(self._page, 0, self._version)
 
