@@ -196,8 +196,10 @@ async def _struck(client: httpx.AsyncClient, streams: Sequence[_Stream], deaths:
             if how == "killed with one standing by":
                 await _until(partial(_stands_by, client))
             await anyio.sleep(chance.uniform(0, 1))
-            died.append(await _death(client, streams, how))
-            print(f"{how}: replaced after {died[-1].replaced_s:.2f} s ({died[-1].said})", flush=True)
+            death = await _death(client, streams, how)
+            died.append(death)
+            paused = f"streams paused {median(death.pauses_s):.2f} s at the median, {max(death.pauses_s):.2f} s at most"
+            print(f"{how}: replaced after {death.replaced_s:.2f} s, {paused} ({death.said})", flush=True)
         over.set()
     return died
 
