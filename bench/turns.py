@@ -1,8 +1,8 @@
 """``bench turns``: the second turn of a long conversation, beside the first.
 
 A conversation of about two thousand tokens is new to the router, and computed; its second turn begins with the first
-turn and its answer, and says something new. Times to the first token are of one client that is alone, over HTTP, in
-each lane. The same conversations on a router that keeps no prompt caches say whether the answers are the same.
+turn and its answer, and asks something new and short. Times to the first token are of one client that is alone, over
+HTTP, in each lane. The same conversations on a router that keeps no prompt caches say whether the answers are the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from lanes import embedded
 LANES: Final = ("interactive", "throughput")
 CONVERSATION_CHARS: Final = 7_000
 """About two thousand tokens."""
+QUESTION_CHARS: Final = 200
+"""About sixty tokens."""
 
 SECOND_TO_FIRST: Final = 0.2
 KNOWN: Final = 0.95
@@ -110,7 +112,7 @@ def said(lane: str, number: int) -> tuple[str, str]:
     """What is said in the first turn and in the second; no two conversations begin alike."""
     texts = [held.prompt for held in embedded.held_out_prompts()]
     parts = _until(CONVERSATION_CHARS, islice(cycle(texts), number, None))
-    return f"# {number} {lane}\n" + "\n\n".join(parts), "\n\n\n# and then\n" + texts[number + 1]
+    return f"# {number} {lane}\n" + "\n\n".join(parts), "\n\n\n# and then\n" + texts[number + 1][:QUESTION_CHARS]
 
 
 def _until(chars: int, texts: Iterator[str]) -> Iterator[str]:
