@@ -14,7 +14,7 @@ import mlx.core as mx
 import msgspec
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.utils import dequantize_model, load_model
 
 from lanes.errors import ModelLoadFailed
@@ -93,8 +93,16 @@ def _cache_sizes(model: nn.Module, tokens: int) -> list[int]:
 
 
 def trimmable(model: nn.Module) -> bool:
-    """Whether rejected draft tokens can be taken back out of its caches."""
-    return bool(can_trim_prompt_cache(make_prompt_cache(model)))
+    """Whether rejected draft tokens can be taken back out of its caches, however long the text.
+
+    A cache of a sliding window says that it can, and no longer can once the window is full (mlx-lm 0.31.3).
+    """
+    caches = make_prompt_cache(model)
+    return bool(can_trim_prompt_cache(caches)) and not any(_has_window(cache) for cache in caches)
+
+
+def _has_window(cache: Any) -> bool:
+    return isinstance(cache, RotatingKVCache) or any(_has_window(part) for part in getattr(cache, "caches", ()))
 
 
 def context_tokens(examined: Examined) -> int:
