@@ -7,9 +7,9 @@ Three routers in front of the scripted engine, which answers at once, all runnin
   default, so of a flood as many requests are traced as ``telemetry.max_traces_per_s`` says;
 - ``every request traced``: the same without that bound.
 
-One after the other gives the latency; there, all requests of the last are traced. Floods, in short slices that take
-turns, give the requests/s: of each router the rate that a quarter of its slices exceeds, for whatever else the machine
-does only slows. Traces are sent five times a second, so that every slice pays for its own.
+One after the other gives the latency; there, all requests of the last are traced. Floods that take turns give the
+requests/s: of each router's the rate that a quarter of them exceeds, for whatever else the machine does only slows.
+Give them five seconds or more each, for the SDK sends traces that often.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ CONNECTIONS: Final = 32
 FASTEST_PER_S: Final = 10_000
 """A bound on traces that none of these comes to."""
 
-SLICE_S: Final = 0.5
 LEAST_DISTURBED: Final = 0.75
-"""Quantile of the slices' rates; of what they cost, the other end's."""
+"""Quantile of the floods' rates; of what they cost, the other end's."""
 
 LEAST_SHARE: Final = 0.97
 MOST_MS: Final = 0.2
@@ -120,7 +119,7 @@ def router(config: Path, endpoint: str, *settings: str) -> servers.Server:
     """A router that sends its traces and metrics to ``endpoint``; writes its configuration."""
     telemetry = ", ".join((f'otlp_endpoint: "{endpoint}"', *settings))
     config.write_text(f"{CONFIG}telemetry: {{{telemetry}}}\n", "utf-8")
-    return msgspec.structs.replace(servers.opta_router(config), environment={"OTEL_BSP_SCHEDULE_DELAY": "200"})
+    return servers.opta_router(config)
 
 
 def _without(config: Path) -> servers.Server:
@@ -142,13 +141,12 @@ async def _one_at_a_time(routers: dict[str, servers.Running], requests: int) -> 
 async def _flooded(routers: dict[str, servers.Running], costs: dict[str, Cost], rounds: int, seconds: float) -> None:
     rates: dict[str, list[float]] = {name: [] for name in routers}
     spent_ms: dict[str, list[float]] = {name: [] for name in routers}
-    for number in range(round(rounds * seconds / SLICE_S)):
-        if number % 10 == 0:
-            await routers[ON].client.get("/metrics")
+    for number in range(rounds):
+        await routers[ON].client.get("/metrics")
         # Which is first changes, so that a machine that slows down favours neither.
-        order = (OFF, ON, EVERY) if number % 2 else (EVERY, ON, OFF)
-        for name in order if number % 4 == 0 else tuple(one for one in order if one != EVERY):
-            await _flood(routers[name], SLICE_S, rates[name], spent_ms[name])
+        for name in (OFF, ON) if number % 2 else (ON, OFF):
+            await _flood(routers[name], seconds, rates[name], spent_ms[name])
+    await _flood(routers[EVERY], seconds, rates[EVERY], spent_ms[EVERY])
     for name, cost in costs.items():
         cost.requests_per_s = round(quantile(rates[name], LEAST_DISTURBED), 1)
         cost.cpu_ms = round(quantile(spent_ms[name], 1 - LEAST_DISTURBED), 4)

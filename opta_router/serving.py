@@ -150,4 +150,5 @@ async def _run(configuration: Configuration, telemetry: Recorder, announce: Call
                 limits=limits,
                 on_bound=bound,
             )
+            telemetry.close()  # no request is left to be told of; the engine takes its time to end, too
             tg.cancel_scope.cancel()

@@ -33,6 +33,8 @@ class Recorder:
         self.metrics = metrics
         self.counts = counts
         self._dropped_lines = dropped_lines
+        self._closing: list[Thread] = []
+        self._deadline_s = 0.0
         metrics.observe.of_telemetry(self.dropped)
 
     def request(
@@ -64,16 +66,21 @@ class Recorder:
             "logs": self._dropped_lines(),
         }
 
-    def shutdown(self) -> None:
-        """Send what is left, side by side, for each may take all the time that an exit has. Safe to repeat.
+    def close(self) -> None:
+        """Begin to send what is left, side by side, for each may take all the time that an exit has. Does not wait."""
+        if self._closing:
+            return
+        self._deadline_s = time.monotonic() + SHUTDOWN_S
+        for signal, shutdown in (("metrics", self.metrics.shutdown), ("traces", self.tracing.shutdown)):
+            self._closing.append(Thread(target=shutdown, name=f"opta-{signal}-closing", daemon=True))
+        for thread in self._closing:
+            thread.start()
 
-        Blocks for :data:`SHUTDOWN_S` at most; what is not sent then is given up.
-        """
-        deadline_s = time.monotonic() + SHUTDOWN_S
-        sending = Thread(target=self.metrics.shutdown, name="opta-metrics-shutdown", daemon=True)
-        sending.start()
-        self.tracing.shutdown()
-        sending.join(max(0.0, deadline_s - time.monotonic()))
+    def shutdown(self) -> None:
+        """:meth:`close`, and wait until :data:`SHUTDOWN_S` after it at most; what is not sent then is given up."""
+        self.close()
+        for thread in self._closing:
+            thread.join(max(0.0, self._deadline_s - time.monotonic()))
 
 
 def start_recorder(
