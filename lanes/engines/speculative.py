@@ -134,7 +134,7 @@ class SpeculativeEngine:
         self._prompt_caches.clear()
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
-        """Measure what a round of each kind costs on this device; compiles every shape on the way.
+        """Measure what a round of each kind costs on this device.
 
         Runs greedy rounds on ``prompt`` (at least one token) and forgets them.
         """
@@ -142,9 +142,12 @@ class SpeculativeEngine:
             self.calibrate_round(prompt, plan)
 
     def kinds_of_round(self) -> list[Plan]:
-        """What a round may be: plain, and each length of each proposer."""
-        lengths = {proposer: self._costs.of(proposer).max_draft_tokens for proposer in self._costs.proposers}
-        return [PLAIN] + [Plan(proposer, k + 1) for proposer, longest in lengths.items() for k in range(longest)]
+        """What a round may be: plain, and of each proposer the lengths between which costs may be interpolated."""
+        plans = [PLAIN]
+        for proposer in self._costs.proposers:
+            longest = self._costs.of(proposer).max_draft_tokens
+            plans += [Plan(proposer, k) for k in range(1, longest + 1) if k == longest or k.bit_count() == 1]
+        return plans
 
     def calibrate_round(self, prompt: tuple[int, ...], plan: Plan) -> None:
         """:meth:`calibrate` for rounds of one kind."""
