@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import httpx
@@ -112,3 +114,14 @@ def test_a_viewer_that_has_left_gives_its_place_back(pair):
     for _ in range(MAX_VIEWERS + 2):
         with watching(pair) as stream:
             assert next(stream)[0] in ("ended", "snapshot")
+
+
+def test_top_shows_the_same_where_its_output_is_piped(pair):
+    pair.post(
+        "/v1/completions", {"model": "opta-tiny", "prompt": "x = ", "max_tokens": 3}, x_client_id="the-one-for-top"
+    )
+    command = [sys.executable, "-m", "opta_router", "top", "--url", pair.url]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_DEADLINE_S, check=True)
+    for words in ("opta-tiny", "resident", "interactive", "throughput", "by weight 89% : 11%", "the-one-for-top"):
+        assert words in ran.stdout
+    assert "\x1b" not in ran.stdout
