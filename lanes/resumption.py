@@ -156,9 +156,10 @@ T = TypeVar("T", bound=HasHistory)
 def next_up(waiting: Iterable[T], *, unsettled: int, on_trial: bool) -> list[T]:
     """Of those that wait for a host, who goes to it now.
 
-    While nobody is on trial, all that are no suspects; then, when everyone on the host has got going, one suspect: of
-    the interactive lane before the other, and of those the one with the least to compute, so that the most are soon
-    going on.
+    While nobody is on trial, all that a host had got going; then, when everyone on the host has got going again, one
+    suspect: of the interactive lane before the other, and of those the one with the least to compute, so that the most
+    are soon going on. Who has not been on any host goes when no suspect waits: under load there would always be another
+    one, and no suspect would ever have its trial.
 
     Args:
         waiting: in their order of arrival.
@@ -168,10 +169,13 @@ def next_up(waiting: Iterable[T], *, unsettled: int, on_trial: bool) -> list[T]:
     if on_trial:
         return []
     waiting = list(waiting)
-    steady = [one for one in waiting if not one.history.suspect]
-    if steady or unsettled or not waiting:
+    suspects = [one for one in waiting if one.history.suspect]
+    if not suspects:
+        return waiting
+    steady = [one for one in waiting if one.history.hosts and not one.history.suspect]
+    if steady or unsettled:
         return steady
-    return [min(waiting, key=_rank)]
+    return [min(suspects, key=_rank)]
 
 
 def _rank(one: HasHistory) -> tuple[bool, bool, int]:

@@ -110,14 +110,15 @@ def names(chosen):
     return [one.name for one in chosen]
 
 
-def test_the_steady_and_the_new_go_together_and_then_one_suspect_at_a_time():
+def test_the_steady_go_together_then_one_suspect_at_a_time_and_then_the_new():
     crowd = [waiting("a"), waiting("new", deaths=0), waiting("b"), waiting("steady", steady=True)]
-    assert names(next_up(crowd, unsettled=0, on_trial=False)) == ["new", "steady"]
-    assert names(next_up(crowd, unsettled=9, on_trial=False)) == ["new", "steady"]
-    suspects = [crowd[0], crowd[2]]
-    assert next_up(suspects, unsettled=1, on_trial=False) == []
-    assert names(next_up(suspects, unsettled=0, on_trial=False)) == ["a"]
+    assert names(next_up(crowd, unsettled=0, on_trial=False)) == ["steady"]
+    assert names(next_up(crowd, unsettled=9, on_trial=False)) == ["steady"]
+    rest = crowd[:3]
+    assert next_up(rest, unsettled=1, on_trial=False) == []
+    assert names(next_up(rest, unsettled=0, on_trial=False)) == ["a"]
     assert next_up(crowd, unsettled=1, on_trial=True) == []
+    assert names(next_up(crowd[1::2], unsettled=1, on_trial=False)) == ["new", "steady"]
     assert next_up([], unsettled=0, on_trial=False) == []
 
 
