@@ -61,11 +61,11 @@ class PlantedEngine(ScriptedEngine):
     _prefilled = 0
 
 
-def loading(examined, lanes):
+def loading(examined, *how):
     """Some models kill whoever loads them."""
     if examined.spec.name == "aborts-in-load":
         os.abort()
-    return LOADING(examined, lanes)
+    return LOADING(examined, *how)
 
 
 if __name__ == "__main__":
