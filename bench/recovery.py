@@ -144,7 +144,8 @@ def _phase(name: str, samples: Sequence[Sample], compared: int | None = None) ->
 
 def _changed(name: str, samples: Sequence[Sample]) -> Phase:
     before = section([report for sample in samples[:-1] if sample.way == "on" for report in sample.speculative])
-    return _phase(name, samples, before.accepted + before.rejected)
+    drafted = before.proposers.get("draft_model")  # the text's own proposals are no fault of the draft
+    return _phase(name, samples, drafted.accepted + drafted.rejected if drafted is not None else 0)
 
 
 def bars(phases: Sequence[Phase]) -> list[Bar]:

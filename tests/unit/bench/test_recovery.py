@@ -41,6 +41,11 @@ def test_a_run_as_promised_keeps_every_bar():
     assert "| off | 3 | low_acceptance | - |" in table(phases())
 
 
+def test_what_prompt_lookup_proposed_does_not_fill_the_drafts_window():
+    looked_up = active(300, 20, lookup_rounds=8, lookup_proposed=300, lookup_accepted=300)
+    assert _changed("bad", both_ways([looked_up, BAD])).compared == 20
+
+
 @pytest.mark.parametrize(
     ("changes", "promise"),
     [
