@@ -33,6 +33,7 @@ GREEDY: dict[str, Any] = {"model": "auto", "temperature": 0, "logit_bias": {"0":
 
 CODE = "def read_lines(path):\n    with open(path) as file:\n"
 NOISE = "zq wx %% ~~ 9 jj {}{}"
+LOW_ACCEPTANCE = 0.35
 
 
 def work(running: RouterProcess) -> None:
@@ -42,8 +43,7 @@ def work(running: RouterProcess) -> None:
     """
     for number in range(6):
         ask(running, "editor", prompt=f"# {number}\n{CODE}", max_tokens=96)
-    for seed in range(6):
-        ask(running, "editor", prompt=NOISE, max_tokens=24, temperature=2.0, seed=seed)
+    assert any(low_acceptance(running, seed) for seed in range(40))
     ask(running, "editor", prompt=CODE, max_tokens=8, num_draft_tokens=0)
     # An auto request is one for the interactive lane if somebody watches, and outlives its share of that.
     list(stream(running, "editor", prompt=CODE, max_tokens=32))
@@ -55,6 +55,14 @@ def work(running: RouterProcess) -> None:
     lose_the_engine(running)
     ask(running, "editor", prompt=CODE, max_tokens=32)
     assert running.post("/admin/reload", b"").status_code == 200
+
+
+def low_acceptance(running: RouterProcess, seed: int) -> bool:
+    """One answer to noise; whether less of it was accepted than the dashboards call low."""
+    body = GREEDY | {"prompt": NOISE, "max_tokens": 24, "temperature": 2.0, "seed": seed}
+    answer = running.post(TEXT, body, authorization=f"Bearer {KEYS['editor']}", x_opta_lane="interactive").json()
+    ratio = answer["opta"]["speculative"].get("acceptance_ratio")
+    return ratio is not None and ratio < LOW_ACCEPTANCE
 
 
 def ask(running: RouterProcess, client: str, *, lane: str | None = "interactive", **body: Any) -> int:
