@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -134,37 +134,39 @@ class SpeculativeEngine:
         self._prompt_caches.clear()
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
-        """Measure what a round of each kind costs on this device.
+        """:meth:`calibrating`, all of it at once."""
+        for _ in self.calibrating(prompt):
+            pass
+
+    def calibrating(self, prompt: tuple[int, ...]) -> Iterator[None]:
+        """Measure what a round of each kind costs on this device; yields before each kind.
 
         Runs greedy rounds on ``prompt`` (at least one token) and forgets them.
         """
-        for plan in self.kinds_of_round():
-            self.calibrate_round(prompt, plan)
+        plans, rounds = self._kinds_of_round(), CALIBRATION_ROUNDS + 1
+        tokens = 1 + rounds * sum(plan.draft_tokens + 1 for plan in plans)
+        spec = SequenceSpec("calibration", prompt, tokens, _GREEDY, max(plan.draft_tokens for plan in plans))
+        run = Run(spec, self._target, self._draft, self._costs)
+        while not run.prefilled:
+            run.prefill()
+        run.first_token()
+        for plan in plans:
+            yield
+            seconds = []
+            for _ in range(rounds):
+                started_s = time.perf_counter()
+                run.round(plan)
+                seconds.append(time.perf_counter() - started_s)
+            # The first may compile, or bring the draft up to the text; and a hiccup would be remembered for long.
+            self._costs.observe(plan.proposer, plan.draft_tokens, min(seconds[1:]))
 
-    def kinds_of_round(self) -> list[Plan]:
+    def _kinds_of_round(self) -> list[Plan]:
         """What a round may be: plain, and of each proposer the lengths between which costs may be interpolated."""
         plans = [PLAIN]
         for proposer in self._costs.proposers:
             longest = self._costs.of(proposer).max_draft_tokens
             plans += [Plan(proposer, k) for k in range(1, longest + 1) if k == longest or k.bit_count() == 1]
         return plans
-
-    def calibrate_round(self, prompt: tuple[int, ...], plan: Plan) -> None:
-        """:meth:`calibrate` for rounds of one kind."""
-        rounds = CALIBRATION_ROUNDS + 2
-        spec = SequenceSpec("calibration", prompt, rounds * (plan.draft_tokens + 1) + 1, _GREEDY, plan.draft_tokens)
-        run = Run(spec, self._target, self._draft, self._costs)
-        while not run.prefilled:
-            run.prefill()
-        run.first_token()
-        run.round(PLAIN)
-        run.round(plan)
-        seconds = []
-        for _ in range(CALIBRATION_ROUNDS):
-            started_s = time.perf_counter()
-            run.round(plan)
-            seconds.append(time.perf_counter() - started_s)
-        self._costs.observe(plan.proposer, plan.draft_tokens, min(seconds))  # a hiccup would be remembered for long
 
     def _start(self, run: Run) -> _Settle:
         """Dispatch the next piece of ``run``; what is returned waits for it, and says what it brought."""

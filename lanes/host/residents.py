@@ -133,9 +133,8 @@ def _pair(
         prompt_lookup=rounds and settings.prompt_lookup,
     )
     prompt = tuple(models.probe_prompt(pair.tokenizer))
-    for plan in interactive.kinds_of_round():
+    for _ in interactive.calibrating(prompt):
         yield wire.ModelProgress(pair.info.name, "calibrating")
-        interactive.calibrate_round(prompt, plan)
     batches = lanes["throughput"]
     throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s, prompt_caches)
     yield wire.ModelProgress(pair.info.name, "calibrating")
