@@ -21,7 +21,7 @@ from bench.matrix_plan import FULL, SHORT, Plan, Subject, service_file, subject_
 from bench.matrix_result import Matrix, report, write
 from bench.prompts import CLASSES
 from bench.reporting import machine, today
-from opta_router.service import VERSION
+from opta_router.version import VERSION
 from policies.schema import Config
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""The front door of the two lanes: HTTP, API dialects, admission, dispatch, telemetry, command line."""

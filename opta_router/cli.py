@@ -18,7 +18,7 @@ import msgspec
 
 from opta_router.dialects.openai import decode_chat, decode_completion
 from opta_router.errors import RouterError
-from opta_router.service import VERSION
+from opta_router.version import VERSION
 from policies import errors as policy_errors
 from policies.auto import AutoFacts
 from policies.classify import Classification, RequestFacts, classify

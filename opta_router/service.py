@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 
@@ -20,7 +19,6 @@ from opta_router.telemetry.recorder import Recorder
 from policies.schema import Config
 
 NONE_REJECTED: Final[Mapping[str, int]] = dict.fromkeys(get_args(RejectCode), 0)
-VERSION = importlib.metadata.version("opta-router")
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,8 +19,9 @@ from opta_router.http.exchange import Exchange, Header
 from opta_router.identifiers import new_identifier
 from opta_router.request import Ending, GenerationRequest, Operation
 from opta_router.server.refusal import Receive, Scope, Send
-from opta_router.service import VERSION, Service, service_of
+from opta_router.service import Service, service_of
 from opta_router.telemetry import RequestTrace
+from opta_router.version import VERSION
 from policies.classify import PRESET_HEADER, Classification, RequestFacts, classify
 from policies.errors import UnknownModel, UnknownPreset
 

@@ -14,7 +14,8 @@ from opta_router.http.admin_models import ModelsView, views
 from opta_router.http.engine import EngineView, engine_view
 from opta_router.in_flight import InFlight
 from opta_router.journal import Entry, Moment
-from opta_router.service import VERSION, Service
+from opta_router.service import Service
+from opta_router.version import VERSION
 
 MAX_SHOWN: Final = 128
 """Requests in flight that a snapshot lists. The lanes' counts are of all."""

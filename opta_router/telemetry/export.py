@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Final, cast
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -26,6 +25,7 @@ from opta_router.telemetry.sampling import Sampling
 from opta_router.telemetry.spans import parent_of
 from opta_router.telemetry.told import ToldTrace
 from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing
+from opta_router.version import VERSION
 from policies.schema import TelemetryConfig
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class TraceExporter(SpanExporter):
     def __init__(self, inner: SpanExporter, resource: Resource) -> None:
         self._inner = inner
         self._resource = resource
-        self._scope = InstrumentationScope(names.SCOPE, version("opta-router"))
+        self._scope = InstrumentationScope(names.SCOPE, VERSION)
         self._lock = threading.Lock()
         self._closed = False
         self.taken = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -21,6 +20,7 @@ from opta_router.telemetry.quiet_logs import quieten
 from opta_router.telemetry.resource import EXPORT_INTERVAL_S, EXPORT_TIMEOUT_S, SHUTDOWN_S, resource_of
 from opta_router.telemetry.setup import signal_endpoint
 from opta_router.telemetry.tally import Tally
+from opta_router.version import VERSION
 from policies.schema import TelemetryConfig
 
 PLAIN: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -53,7 +53,7 @@ class Metrics:
             # Its exit hook would wait for half a minute.
             shutdown_on_exit=False,
         )
-        self.observe = Instruments(self._provider.get_meter(names.SCOPE, version("opta-router")))
+        self.observe = Instruments(self._provider.get_meter(names.SCOPE, VERSION))
         self.observe.of_requests(tally)
         self._open = True
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from opta_router.telemetry import names
+from opta_router.version import VERSION
 from policies.schema import TelemetryConfig
 
 EXPORT_TIMEOUT_S: Final = 2.0
@@ -24,7 +24,7 @@ def resource_of(config: TelemetryConfig) -> Resource:
     The SDK's own instance would be another one after each restart, and what is pushed has no end: for five minutes the
     queues of the old one would be added to the new one's. Two routers on one machine need that variable.
     """
-    named = {names.SERVICE_NAME: config.service_name, names.SERVICE_VERSION: version("opta-router")}
+    named = {names.SERVICE_NAME: config.service_name, names.SERVICE_VERSION: VERSION}
     stated = OTELResourceDetector().detect().attributes.get(names.SERVICE_INSTANCE_ID)
     instance = Resource({names.SERVICE_INSTANCE_ID: stated or socket.gethostname()})
     return Resource.create(named).merge(instance)

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from textwrap import dedent
 
 import pytest
@@ -239,3 +241,12 @@ def test_probe_is_a_1_where_no_model_loads_and_says_why(run, config_file):
     found = json.loads(out)
     assert (status, found["status"], found["problem"]) == (1, "failed", "no model could be loaded")
     assert "/no/such/directory" in found["models"][0]["problem"]
+
+
+def test_a_command_that_serves_nothing_does_not_wait_for_what_serving_imports():
+    imported = "import sys, opta_router.cli; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", imported], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "opta_router.cli" in modules
+    assert {"opentelemetry.sdk", "starlette", "prometheus_client", "mlx"}.isdisjoint(modules)
