@@ -9,7 +9,7 @@ from typing import Final, Generic
 from anyio.abc import SocketAttribute, SocketStream
 
 from lanes import wire
-from lanes.wire import M
+from lanes.framing import FrameReader, M, encode
 
 RECEIVE_BYTES: Final = 256 * 1024
 
@@ -34,7 +34,7 @@ class FramedSocket(Generic[M]):
     def __init__(self, stream: SocketStream, union: object, on_message: Callable[[M], None]) -> None:
         self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
         self._on_message = on_message
-        self._reader: wire.FrameReader[M] = wire.FrameReader(union)
+        self._reader: FrameReader[M] = FrameReader(union)
         self._frames = bytearray()
         self._loop = asyncio.get_running_loop()
         self._running = self._waits_for_room = False
@@ -44,7 +44,7 @@ class FramedSocket(Generic[M]):
         """Queue a message; what is queued in one turn of the event loop is written together. Call on the loop."""
         if not self._frames:
             self._loop.call_soon(self._write)
-        self._frames += wire.encode(message)
+        self._frames += encode(message)
 
     async def run(self) -> None:
         """Read and write until the other side closes the socket, or :meth:`close` is called.

@@ -24,6 +24,7 @@ from lanes import wire
 from lanes.blas import preload_environment
 from lanes.environment import HEARTBEAT_FD_VARIABLE, TOKEN_VARIABLE
 from lanes.errors import HostDied, HostFailedToStart
+from lanes.framing import FrameReader
 from lanes.heartbeat import HeartbeatPage, shared_page
 
 host_log = logging.getLogger("lanes.host.output")
@@ -194,7 +195,7 @@ async def hello(stream: SocketStream, token: str) -> wire.Hello:
         HostFailedToStart: it said something else, or nothing, or is not the host that was given ``token``.
         WireError: what it said is not our protocol.
     """
-    reader: wire.FrameReader[wire.FromHost] = wire.FrameReader(wire.FromHost)
+    reader: FrameReader[wire.FromHost] = FrameReader(wire.FromHost)
     with _deadline(HELLO_DEADLINE_S, "the host did not say hello"):
         while True:
             for message in reader.feed(await _receive(stream)):

@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from lanes import wire
 from lanes.client import Generation, Link, OnEnd, OnInterruption, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, RequestRefused, WireError
+from lanes.framing import encode
 from lanes.heartbeat import Activity, Beat
 from lanes.host_process import Host, greeted, how_it_ended
 from lanes.pairs import PairPolicy, Pairs
@@ -254,7 +255,7 @@ class Supervisor:
             HostDied: it ended before.
         """
         real = any(not spec.scripted for spec in self._settings.models)
-        await host.stream.send(wire.encode(wire.StandBy(engines=real)))
+        await host.stream.send(encode(wire.StandBy(engines=real)))
         async with anyio.create_task_group() as tg:
 
             async def fail_if_it_ends() -> None:

@@ -1,7 +1,7 @@
-"""Messages between the front door and a host, and their framing.
+"""Messages between the front door and a host.
 
-A frame is a 4-byte big-endian length followed by one MessagePack-encoded message; every message is a member of a
-msgspec tagged union, so a peer can only ever decode what is declared here. The router speaks :data:`ToHost`,
+Every message is a member of a msgspec tagged union, so a peer can only ever decode what is declared here;
+:mod:`lanes.framing` puts them on a byte stream. The router speaks :data:`ToHost`,
 the host speaks :data:`FromHost`. Times are seconds on the host's monotonic clock, sent only as differences.
 
 Order of a link's life::
@@ -19,21 +19,14 @@ then Unload → ModelUnloaded. Unload gives up a load that is under way, too. Wh
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from enum import StrEnum
 from itertools import zip_longest
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec.structs import astuple
 
-from lanes.errors import WireError
-
 PROTOCOL_VERSION: Final = 5
-MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
-"""Upper bound of one frame, checked before anything is allocated. A request body is bounded far below it."""
-
 SCRIPTED: Final = "scripted:"
 """How a target begins that has no files."""
 
@@ -45,8 +38,6 @@ Span = tuple[int, int]
 
 Stage = Literal["fetching", "examining", "target", "draft", "calibrating"]
 """What is done to a pair, in this order."""
-
-_LENGTH = struct.Struct(">I")
 
 
 class FailureCode(StrEnum):
@@ -559,56 +550,3 @@ class Stats(Message, frozen=True):
 
 
 FromHost = Hello | ModelPrepared | ModelProgress | ModelLoaded | ModelFailed | ModelUnloaded | Ready | Events | Stats
-
-
-# framing
-
-M = TypeVar("M")
-_encoder = msgspec.msgpack.Encoder()
-
-
-def encode(message: ToHost | FromHost) -> bytes:
-    """One frame.
-
-    Raises:
-        WireError: the message is larger than :data:`MAX_FRAME_BYTES`.
-    """
-    payload = _encoder.encode(message)
-    if len(payload) > MAX_FRAME_BYTES:
-        raise WireError(f"frame of {len(payload)} bytes; at most {MAX_FRAME_BYTES} are allowed")
-    return _LENGTH.pack(len(payload)) + payload
-
-
-class FrameReader(Generic[M]):
-    """Cuts a byte stream into messages of one union, without I/O: feed bytes, iterate messages."""
-
-    def __init__(self, union: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[M]:
-        """Messages that ``data`` completes.
-
-        Raises:
-            WireError: a frame is too long, or not a message of the union. The link must be dropped.
-        """
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
-                raise WireError(f"frame of {length} bytes announced; at most {MAX_FRAME_BYTES} are allowed")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            payload = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]  # before the message is given out: whoever stops iterating never sees it again
-            try:
-                message = self._decoder.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-                raise WireError(f"malformed frame: {exc}") from exc
-            yield message
-
-    @property
-    def incomplete(self) -> bool:
-        """True if the stream ended in the middle of a frame."""
-        return bool(self._buffer)

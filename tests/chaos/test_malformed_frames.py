@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio.abc import UNIXSocketStream
 
-from lanes import wire
+from lanes import framing, wire
 from lanes.client import Generation, Link
 from lanes.errors import WireError
 
@@ -33,7 +33,7 @@ def anyio_backend():
 
 def broken(chance):
     """A frame with some of its bytes changed, cut out, or doubled."""
-    frame = bytearray(wire.encode(chance.choice(SAID)))
+    frame = bytearray(framing.encode(chance.choice(SAID)))
     for _ in range(chance.randrange(1, 4)):
         at = chance.randrange(len(frame)) if frame else 0
         match chance.randrange(4):
@@ -53,7 +53,7 @@ def test_a_frame_that_is_not_one_of_ours_is_an_error_of_ours(frames):
     chance = random.Random(34)
     refused = 0
     for _ in range(frames):
-        reader = wire.FrameReader(wire.FromHost)
+        reader = framing.FrameReader(wire.FromHost)
         try:
             for message in reader.feed(broken(chance)):
                 assert isinstance(message, wire.Message)

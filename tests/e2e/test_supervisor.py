@@ -111,7 +111,7 @@ flag, path = pathlib.Path(sys.argv[1]), sys.argv[2]
 if flag.exists():
     os.execv(sys.executable, [sys.executable, "-m", "lanes.host", path])
 flag.touch()
-from lanes import wire
+from lanes import framing, wire
 link = socket.socket(socket.AF_UNIX)
 link.connect(path)
 
@@ -119,7 +119,7 @@ def hello(token=os.environ["OPTA_HOST_TOKEN"], protocol=wire.PROTOCOL_VERSION):
     return wire.Hello(os.getpid(), token, wire.Versions("1", "1", "1", "cpu"), protocol)
 
 def say(*messages):
-    link.sendall(b"".join(map(wire.encode, messages)))
+    link.sendall(b"".join(map(framing.encode, messages)))
 
 {act}
 while link.recv(4096):

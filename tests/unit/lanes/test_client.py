@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio.abc import UNIXSocketStream
 
-from lanes import wire
+from lanes import framing, wire
 from lanes.client import Generation, Link
 from lanes.errors import HostDied, HostUnavailable, RequestRefused, WireError
 from lanes.resumption import Interrupted, Resumed
@@ -21,11 +21,11 @@ class Host:
 
     def __init__(self, stream):
         self._stream = stream
-        self._reader = wire.FrameReader(wire.ToHost)
+        self._reader = framing.FrameReader(wire.ToHost)
         self._heard = []
 
     async def says(self, *messages):
-        await self._stream.send(b"".join(map(wire.encode, messages)))
+        await self._stream.send(b"".join(map(framing.encode, messages)))
 
     async def says_events(self, *events):
         await self.says(wire.Events(events))

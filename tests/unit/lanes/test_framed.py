@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio.abc import UNIXSocketStream
 
-from lanes import wire
+from lanes import framing, wire
 from lanes.errors import WireError
 from lanes.framed import FramedSocket
 
@@ -39,7 +39,7 @@ async def test_messages_of_one_turn_are_one_write():
         await anyio.wait_all_tasks_blocked()
         for name in "abc":
             framed.put(cancel(name))
-        sent = b"".join(wire.encode(cancel(name)) for name in "abc")
+        sent = b"".join(framing.encode(cancel(name)) for name in "abc")
         assert await other.receive() == sent
         framed.close()
 
@@ -49,13 +49,13 @@ async def test_what_was_queued_before_the_start_is_sent():
         framed.put(cancel("early"))
         await anyio.wait_all_tasks_blocked()
         tg.start_soon(framed.run)
-        assert await other.receive() == wire.encode(cancel("early"))
+        assert await other.receive() == framing.encode(cancel("early"))
         framed.close()
 
 
 async def test_more_than_the_socket_holds_waits_and_arrives_in_order():
     names = [f"{number}-{'x' * MANY_BYTES}" for number in range(3)]
-    wanted = b"".join(wire.encode(cancel(name)) for name in names)
+    wanted = b"".join(framing.encode(cancel(name)) for name in names)
     async with pair() as (framed, _, other), anyio.create_task_group() as tg:
         tg.start_soon(framed.run)
         for name in names:
@@ -66,13 +66,13 @@ async def test_more_than_the_socket_holds_waits_and_arrives_in_order():
             got += await other.receive()
         assert got == wanted
         framed.put(cancel("after"))
-        assert await other.receive() == wire.encode(cancel("after"))
+        assert await other.receive() == framing.encode(cancel("after"))
         framed.close()
 
 
 async def test_messages_come_in_order_until_the_other_side_closes():
     async with pair() as (framed, received, other):
-        await other.send(wire.encode(cancel("a")) + wire.encode(cancel("b")))
+        await other.send(framing.encode(cancel("a")) + framing.encode(cancel("b")))
         await other.aclose()
         await framed.run()
         assert received == [cancel("a"), cancel("b")]
@@ -80,7 +80,7 @@ async def test_messages_come_in_order_until_the_other_side_closes():
 
 async def test_last_words_are_heard_though_what_is_written_finds_nobody():
     async with pair() as (framed, received, other):
-        await other.send(wire.encode(cancel("last")))
+        await other.send(framing.encode(cancel("last")))
         await other.aclose()
         framed.put(cancel("unheard"))
         await framed.run()
@@ -98,7 +98,7 @@ async def test_garbage_ends_the_run():
 async def test_nothing_is_handed_on_after_the_close():
     async with pair() as (framed, received, other):
         framed._on_message = lambda message: (received.append(message), framed.close())
-        await other.send(wire.encode(wire.Shutdown()) + wire.encode(cancel("late")))
+        await other.send(framing.encode(wire.Shutdown()) + framing.encode(cancel("late")))
         await framed.run()
         assert received == [wire.Shutdown()]
 
@@ -109,6 +109,6 @@ async def test_a_run_that_is_cancelled_leaves_the_socket_to_its_owner():
             tg.start_soon(framed.run)
             await anyio.wait_all_tasks_blocked()
             tg.cancel_scope.cancel()
-        await other.send(wire.encode(cancel("late")))
+        await other.send(framing.encode(cancel("late")))
         await anyio.wait_all_tasks_blocked()
         assert received == []

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from anyio.abc import UNIXSocketStream
 
-from lanes import wire
+from lanes import framing, wire
 from lanes.client import Generation, Link
 from lanes.errors import HostUnavailable, RequestRefused
 from lanes.pairs import PairPolicy, Pairs
@@ -98,7 +98,7 @@ class Host:
 
     def __init__(self, stream):
         self._stream = stream
-        self._reader = wire.FrameReader(wire.ToHost)
+        self._reader = framing.FrameReader(wire.ToHost)
         self._heard = []
 
     async def hears(self):
@@ -107,7 +107,7 @@ class Host:
         return self._heard.pop(0)
 
     async def says(self, *events):
-        await self._stream.send(wire.encode(wire.Events(events)))
+        await self._stream.send(framing.encode(wire.Events(events)))
 
     async def dies(self):
         await self._stream.aclose()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from lanes import wire
+from lanes import framing, wire
 from opta_router.dialects import openai
 from opta_router.errors import InvalidRequest
 from opta_router.request import SamplingParams
@@ -416,7 +416,7 @@ def test_whatever_json_comes_the_answer_is_a_request_or_a_refusal(decode, base, 
         refused(decode, body, {"service_tier"})
     else:
         # What was taken must fit on the wire to a host.
-        wire.encode(request.submission("r", "m", "interactive", None, 0))
+        framing.encode(request.submission("r", "m", "interactive", None, 0))
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lanes import wire
+from lanes import framing, wire
 from lanes.errors import WireError
 
 TO_HOST = typing.get_args(wire.ToHost)
@@ -51,7 +51,7 @@ def framed(payload):
 
 
 def received(data, union=wire.FromHost):
-    return list(wire.FrameReader(union).feed(data))
+    return list(framing.FrameReader(union).feed(data))
 
 
 SPOKEN = [
@@ -72,29 +72,29 @@ SPOKEN = [
 @given(data=st.data())
 def test_every_message_to_the_host_arrives_as_it_was_sent(cls, data):
     message = data.draw(structs(cls))
-    assert received(wire.encode(message), wire.ToHost) == [message]
+    assert received(framing.encode(message), wire.ToHost) == [message]
 
 
 @pytest.mark.parametrize("cls", FROM_HOST)
 @given(data=st.data())
 def test_every_message_from_the_host_arrives_as_it_was_sent(cls, data):
     message = data.draw(structs(cls))
-    assert received(wire.encode(message)) == [message]
+    assert received(framing.encode(message)) == [message]
 
 
 def test_a_stream_may_be_cut_at_any_byte():
-    stream = b"".join(map(wire.encode, SPOKEN))
+    stream = b"".join(map(framing.encode, SPOKEN))
     for cut in range(len(stream) + 1):
-        reader = wire.FrameReader(wire.FromHost)
+        reader = framing.FrameReader(wire.FromHost)
         assert [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])] == SPOKEN
         assert not reader.incomplete
 
 
 def test_a_stream_may_come_byte_by_byte_and_an_end_within_a_frame_is_seen():
-    reader = wire.FrameReader(wire.FromHost)
+    reader = framing.FrameReader(wire.FromHost)
     messages = []
     boundaries = 0
-    for byte in b"".join(map(wire.encode, SPOKEN)):
+    for byte in b"".join(map(framing.encode, SPOKEN)):
         messages += reader.feed(bytes([byte]))
         boundaries += not reader.incomplete
     assert messages == SPOKEN
@@ -102,27 +102,27 @@ def test_a_stream_may_come_byte_by_byte_and_an_end_within_a_frame_is_seen():
 
 
 def test_a_message_is_given_out_once_even_if_its_reader_stops_iterating():
-    reader = wire.FrameReader(wire.FromHost)
-    for message in reader.feed(b"".join(map(wire.encode, SPOKEN))):
+    reader = framing.FrameReader(wire.FromHost)
+    for message in reader.feed(b"".join(map(framing.encode, SPOKEN))):
         assert message == SPOKEN[0]
         break
     assert list(reader.feed(b"")) == SPOKEN[1:]
 
 
 def test_an_oversized_frame_is_refused_at_its_header():
-    reader = wire.FrameReader(wire.FromHost)
+    reader = framing.FrameReader(wire.FromHost)
     with pytest.raises(WireError, match="33554433 bytes announced; at most 33554432"):
-        list(reader.feed(struct.pack(">I", wire.MAX_FRAME_BYTES + 1)))
-    assert received(struct.pack(">I", wire.MAX_FRAME_BYTES)) == []
+        list(reader.feed(struct.pack(">I", framing.MAX_FRAME_BYTES + 1)))
+    assert received(struct.pack(">I", framing.MAX_FRAME_BYTES)) == []
 
 
 def test_a_message_that_would_make_an_oversized_frame_is_not_sent(monkeypatch):
     message = wire.Submit("a", "m", "throughput", wire.TextPrompt("x" * 1000), 1, wire.Sampling())
-    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", len(wire.encode(message)) - 4)
-    assert wire.encode(message)
-    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", wire.MAX_FRAME_BYTES - 1)
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", len(framing.encode(message)) - 4)
+    assert framing.encode(message)
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", framing.MAX_FRAME_BYTES - 1)
     with pytest.raises(WireError, match="at most"):
-        wire.encode(message)
+        framing.encode(message)
 
 
 @given(st.binary(max_size=200))
@@ -137,7 +137,7 @@ def test_garbage_is_a_wire_error_and_nothing_else(payload):
 
 @given(st.sampled_from(SPOKEN), st.data())
 def test_a_damaged_frame_is_a_wire_error_or_a_message_and_nothing_else(message, data):
-    frame = bytearray(wire.encode(message))
+    frame = bytearray(framing.encode(message))
     at = data.draw(st.integers(0, len(frame) - 1))
     frame[at] = data.draw(st.integers(0, 255))
     try:
@@ -168,8 +168,8 @@ def test_what_is_not_a_message_of_this_direction_is_refused(payload):
 
 
 def test_messages_before_a_bad_frame_are_still_given_out():
-    reader = wire.FrameReader(wire.FromHost)
-    feed = reader.feed(wire.encode(SPOKEN[1]) + framed(b"\xc1"))
+    reader = framing.FrameReader(wire.FromHost)
+    feed = reader.feed(framing.encode(SPOKEN[1]) + framed(b"\xc1"))
     assert next(feed) == SPOKEN[1]
     with pytest.raises(WireError):
         next(feed)
