@@ -124,10 +124,10 @@ class Generation:
         if moved is not None:
             self._tell(moved)
 
-    def lost(self, *, on_trial: bool) -> None:
+    def lost(self, *, on_trial: bool, loading: bool = False) -> None:
         """Its host is gone; it waits, or ends. See :meth:`lanes.resumption.History.host_died`."""
         self._link = None
-        end = self.history.host_died(on_trial=on_trial)
+        end = self.history.host_died(on_trial=on_trial, loading=loading)
         if end is not None:
             self.end(end)
         elif self._on_interruption is not None:

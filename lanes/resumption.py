@@ -9,7 +9,7 @@ together. The others are *suspects*, and go one by one, while everybody else the
 too, it died of the one on trial, which is the poison; the others go on. A request that kills its host when it begins,
 or is resumed, is found by the second death; one that was steady until then, and kills every host from then on, by the
 third: after the first it was as innocent as its neighbours, and the second does not tell it from those that had not
-got going again.
+got going again. A host that dies while it loads a pair did not die of a request: nobody is suspected.
 """
 
 from __future__ import annotations
@@ -120,13 +120,17 @@ class History:
         self.moved(self._moving_to)
         return wire.Moved(self.asked.request_id, self.lane, self.emitted_tokens)
 
-    def host_died(self, *, on_trial: bool) -> wire.Finished | wire.Failed | None:
+    def host_died(self, *, on_trial: bool, loading: bool = False) -> wire.Finished | wire.Failed | None:
         """Its host is gone: how it ends; None if it goes to the next one.
 
-        ``on_trial``: everybody else there had got going.
+        Args:
+            on_trial: everybody else there had got going.
+            loading: the host died of a load, and so of no request.
         """
         if self.cancelled:
             return self.cancellation()
+        if loading:
+            return None
         self.deaths += 1
         if self.deaths >= POISON_DEATHS and on_trial:
             why = f"the engine died {self.deaths} times in a row when it worked on this request"

@@ -355,8 +355,9 @@ class Supervisor:
 
     def _take_back(self, link: Link) -> None:
         """Its host is gone: its requests wait for the next, or end."""
+        loading = self._beat.activity is Activity.LOAD
         for generation in link.close():
-            generation.lost(on_trial=link.unsettled == {generation.request_id})
+            generation.lost(on_trial=link.unsettled == {generation.request_id}, loading=loading)
             if not generation.ended:
                 self._waiting.append(generation)
 

@@ -36,6 +36,18 @@ def test_the_second_host_that_dies_before_it_got_going_makes_it_the_poison_if_it
     assert (end.request_id, end.code) == ("a", "poison_request")
 
 
+def test_hosts_that_die_of_a_load_make_nobody_a_suspect():
+    history = History(ASKED)
+    for _ in range(5):
+        history.submission()
+        assert history.host_died(on_trial=True, loading=True) is None
+        assert not history.suspect
+    assert history.host_died(on_trial=True) is None
+    assert history.host_died(on_trial=True, loading=True) is None
+    assert history.suspect
+    assert history.host_died(on_trial=True).code == "poison_request"
+
+
 def test_a_request_that_each_of_its_hosts_got_going_may_see_any_number_of_them_die():
     history = History(ASKED)
     for index in range(0, 100, 2):
