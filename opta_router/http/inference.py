@@ -20,7 +20,7 @@ from opta_router.identifiers import new_identifier
 from opta_router.request import Ending, GenerationRequest, Operation
 from opta_router.server.refusal import Receive, Scope, Send
 from opta_router.service import Service, service_of
-from opta_router.telemetry import RequestTrace
+from opta_router.telemetry import HttpRequest, RequestTrace
 from opta_router.version import VERSION
 from policies.classify import PRESET_HEADER, Classification, RequestFacts, classify
 from policies.errors import UnknownModel, UnknownPreset
@@ -57,12 +57,14 @@ class InferenceEndpoint:
             return
         trace = service.journal.watched(
             service.telemetry.request(
-                method="POST",
-                route=self._path,
-                headers=exchange.headers,
-                scheme=scope["scheme"],
-                client_address=(scope.get("client") or (None,))[0],
-                http_version=scope["http_version"],
+                HttpRequest(
+                    "POST",
+                    self._path,
+                    exchange.headers,
+                    scope["scheme"],
+                    (scope.get("client") or (None,))[0],
+                    scope["http_version"],
+                )
             )
         )
         traceparent = exchange.headers.get("traceparent")

@@ -3,6 +3,6 @@ both; :func:`start_tracing` is for traces alone.
 """
 
 from opta_router.telemetry.setup import start_tracing
-from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing
+from opta_router.telemetry.tracing import NO_TRACE, HttpRequest, RequestTrace, Tracing
 
-__all__ = ["NO_TRACE", "RequestTrace", "Tracing", "start_tracing"]
+__all__ = ["NO_TRACE", "HttpRequest", "RequestTrace", "Tracing", "start_tracing"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, cast
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -24,7 +24,7 @@ from opta_router.telemetry.resource import EXPORT_TIMEOUT_S, SHUTDOWN_S, resourc
 from opta_router.telemetry.sampling import Sampling
 from opta_router.telemetry.spans import parent_of
 from opta_router.telemetry.told import ToldTrace
-from opta_router.telemetry.tracing import NO_TRACE, RequestTrace, Tracing
+from opta_router.telemetry.tracing import NO_TRACE, HttpRequest, RequestTrace, Tracing
 from opta_router.version import VERSION
 from policies.schema import TelemetryConfig
 
@@ -58,29 +58,13 @@ class OtlpTracing(Tracing):
         """See :class:`Tracing`. Beyond the rate, refused because the queue was full, or lost on the way."""
         return self._sampling.beyond_rate + self._queue.refused + self._exporter.failed
 
-    def request(
-        self,
-        *,
-        method: str,
-        route: str,
-        headers: Mapping[str, str],
-        scheme: str = "http",
-        client_address: str | None = None,
-        http_version: str = "1.1",
-    ) -> RequestTrace:
+    def request(self, http: HttpRequest) -> RequestTrace:
         """See :class:`Tracing`."""
-        parent = parent_of(headers)
+        parent = parent_of(http.headers)
         if not self._sampling.wants(parent):
             return NO_TRACE
-        exchange = facts.of_exchange(
-            method=method,
-            route=route,
-            headers=headers,
-            scheme=scheme,
-            client_address=client_address,
-            http_version=http_version,
-        )
-        return ToldTrace(f"{method} {route}", exchange, parent, self._queue.put, records_content=self._records_content)
+        name, known = f"{http.method} {http.route}", facts.of_http(http)
+        return ToldTrace(name, known, parent, self._queue.put, records_content=self._records_content)
 
     def shutdown(self) -> bool:
         """See :class:`Tracing`."""

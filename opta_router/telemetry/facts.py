@@ -11,31 +11,24 @@ from typing import TypeAlias
 
 from opta_router.request import Ending, GenerationRequest, OptaReport, SpeculativeReport
 from opta_router.telemetry import names
+from opta_router.telemetry.tracing import HttpRequest
 from policies.classify import Classification
 
 Value: TypeAlias = str | bool | int | float | Sequence[str]
 Attributes: TypeAlias = dict[str, Value]
 
 
-def of_exchange(
-    *,
-    method: str,
-    route: str,
-    headers: Mapping[str, str],
-    scheme: str,
-    client_address: str | None,
-    http_version: str,
-) -> Attributes:
+def of_http(http: HttpRequest) -> Attributes:
     """The SERVER span's, known when it starts. The query is never recorded: people put keys there."""
     return _known(
         {
-            names.HTTP_REQUEST_METHOD: method,
-            names.HTTP_ROUTE: route,
-            names.URL_PATH: route,
-            names.URL_SCHEME: scheme,
-            names.CLIENT_ADDRESS: client_address,
-            names.NETWORK_PROTOCOL_VERSION: http_version,
-            names.USER_AGENT_ORIGINAL: headers.get("user-agent"),
+            names.HTTP_REQUEST_METHOD: http.method,
+            names.HTTP_ROUTE: http.route,
+            names.URL_PATH: http.route,
+            names.URL_SCHEME: http.scheme,
+            names.CLIENT_ADDRESS: http.client_address,
+            names.NETWORK_PROTOCOL_VERSION: http.http_version,
+            names.USER_AGENT_ORIGINAL: http.headers.get("user-agent"),
         }
     )
 

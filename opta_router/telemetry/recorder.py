@@ -12,7 +12,7 @@ from opta_router.telemetry.metrics import Metrics, start_metrics
 from opta_router.telemetry.resource import SHUTDOWN_S
 from opta_router.telemetry.setup import is_disabled, start_tracing
 from opta_router.telemetry.tally import Tally
-from opta_router.telemetry.tracing import RequestTrace, Tracing
+from opta_router.telemetry.tracing import HttpRequest, RequestTrace, Tracing
 from policies.schema import Config
 
 
@@ -37,25 +37,9 @@ class Recorder:
         self._deadline_s = 0.0
         metrics.observe.of_telemetry(self.dropped)
 
-    def request(
-        self,
-        *,
-        method: str,
-        route: str,
-        headers: Mapping[str, str],
-        scheme: str = "http",
-        client_address: str | None = None,
-        http_version: str = "1.1",
-    ) -> RequestTrace:
-        """A new request; the arguments are those of :meth:`Tracing.request`, and so is what must come of it."""
-        trace = self.tracing.request(
-            method=method,
-            route=route,
-            headers=headers,
-            scheme=scheme,
-            client_address=client_address,
-            http_version=http_version,
-        )
+    def request(self, http: HttpRequest) -> RequestTrace:
+        """A new request; what must come of it is as for :meth:`Tracing.request`."""
+        trace = self.tracing.request(http)
         return MeteredTrace(self.metrics.tally, trace) if self.counts else trace
 
     def dropped(self) -> dict[str, int]:

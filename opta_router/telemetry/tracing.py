@@ -7,11 +7,32 @@ an empty method. :mod:`opta_router.telemetry.told` and :mod:`opta_router.telemet
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from lanes.wire import Lane
 from opta_router.request import Ending, GenerationRequest, OptaReport, Usage
 from opta_router.telemetry.histograms import Identity
 from policies.classify import Classification
+
+
+class HttpRequest(NamedTuple):
+    """What is known of a request when it comes in.
+
+    Args:
+        method: The HTTP method.
+        route: The route's template. An inference route has no parameters, so it is the path, too.
+        headers: Names in lower case. ``traceparent`` and ``user-agent`` are read, nothing else.
+        scheme: ``http`` or ``https``.
+        client_address: The peer's IP address.
+        http_version: As ASGI has it: ``1.1``, ``2``.
+    """
+
+    method: str
+    route: str
+    headers: Mapping[str, str]
+    scheme: str = "http"
+    client_address: str | None = None
+    http_version: str = "1.1"
 
 
 class RequestTrace:
@@ -99,26 +120,8 @@ class Tracing:
         """Traces that were to be sent and will never arrive, or not whole, since the start."""
         return 0
 
-    def request(
-        self,
-        *,
-        method: str,
-        route: str,
-        headers: Mapping[str, str],
-        scheme: str = "http",
-        client_address: str | None = None,
-        http_version: str = "1.1",
-    ) -> RequestTrace:
-        """A new request's trace. It must come to :meth:`RequestTrace.responded`.
-
-        Args:
-            method: The HTTP method.
-            route: The route's template. An inference route has no parameters, so it is the path, too.
-            headers: Names in lower case. ``traceparent`` and ``user-agent`` are read, nothing else.
-            scheme: ``http`` or ``https``.
-            client_address: The peer's IP address.
-            http_version: As ASGI has it: ``1.1``, ``2``.
-        """
+    def request(self, http: HttpRequest) -> RequestTrace:
+        """A new request's trace. It must come to :meth:`RequestTrace.responded`."""
         return NO_TRACE
 
     def shutdown(self) -> bool:

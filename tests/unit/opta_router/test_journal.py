@@ -187,7 +187,7 @@ def test_the_other_trace_and_all_that_it_holds_is_let_go_when_it_has_been_told_e
 
 def test_it_stands_in_for_the_trace_that_tracing_makes(journal):
     class Tracing:
-        def request(self, **_):
+        def request(self, http):
             return NO_TRACE
 
     trace = journal.watched(begin(Tracing()))

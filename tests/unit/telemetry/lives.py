@@ -2,6 +2,7 @@
 
 from lanes import wire
 from opta_router.request import Ending, GenerationRequest, OptaReport, SamplingParams, SpeculativeReport, Usage
+from opta_router.telemetry import HttpRequest
 from policies.classify import Classification
 from policies.schema import ClientConfig, PresetConfig
 
@@ -65,13 +66,8 @@ def ending(speculative=SPECULATED, reason="stop", resumed=0):
 
 
 def begin(tracing, **headers):
-    return tracing.request(
-        method="POST",
-        route=ROUTE,
-        headers={name.replace("_", "-"): value for name, value in headers.items()},
-        client_address="192.0.2.7",
-        http_version="2",
-    )
+    known = {name.replace("_", "-"): value for name, value in headers.items()}
+    return tracing.request(HttpRequest("POST", ROUTE, known, client_address="192.0.2.7", http_version="2"))
 
 
 def classify(trace, verdict=VERDICT, request=REQUEST):

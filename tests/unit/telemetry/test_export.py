@@ -112,11 +112,11 @@ def test_a_collector_that_never_answers_holds_up_neither_shutdown_nor_exit():
     # Many batches: the SDK's own shutdown would wait for each of them.
     program = f"""
 import sys
-from opta_router.telemetry import start_tracing
+from opta_router.telemetry import HttpRequest, start_tracing
 from policies.schema import TelemetryConfig
 tracing = start_tracing(TelemetryConfig(otlp_endpoint=sys.argv[1], max_traces_per_s=10_000))
 for _ in range({MAX_QUEUED_TRACES}):
-    tracing.request(method="POST", route="/", headers={{}}).responded(200)
+    tracing.request(HttpRequest("POST", "/", {{}})).responded(200)
 print(tracing.shutdown())
 """
     with black_hole() as endpoint:

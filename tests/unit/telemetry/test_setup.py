@@ -63,10 +63,10 @@ def test_a_configured_endpoint_that_is_no_url_is_the_operators_error():
 def test_without_an_endpoint_nothing_is_imported_and_no_thread_started():
     program = """
 import sys, threading
-from opta_router.telemetry import start_tracing
+from opta_router.telemetry import HttpRequest, start_tracing
 from policies.schema import TelemetryConfig
 tracing = start_tracing(TelemetryConfig())
-tracing.request(method="POST", route="/", headers={}).responded(200)
+tracing.request(HttpRequest("POST", "/", {})).responded(200)
 tracing.shutdown()
 print([name for name in sys.modules if name.startswith("opentelemetry")], threading.active_count())
 """
