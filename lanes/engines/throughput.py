@@ -47,8 +47,8 @@ class ThroughputEngine:
         max_active: sequences decoded at a time; more wait their turn in order of arrival.
         max_step_s: how long a decode step should be at most, whoever is there.
         prompt_caches: where prompts begin, and sequences leave what they computed; None: nowhere.
-        pads_chunks: make the last chunk of a prompt as long as others are, where each new shape costs: mlx on CUDA
-            plans attention for 80 ms, six times what a chunk of a 3 B model then takes on an H200.
+        pads_chunks: make the last chunk of a prompt as long as others are. On CUDA each new shape costs: a plan of 50
+            to 80 ms if the chunk is a long one (:mod:`lanes.engines.cuda_attention`). None: there, and nowhere else.
     """
 
     runs_ahead = True

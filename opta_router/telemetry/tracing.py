@@ -1,7 +1,7 @@
 """What the dispatcher tells about a request, and the tracing that records nothing.
 
-With tracing off, these classes are what runs: no OpenTelemetry package is imported, no thread started, and a call is
-an empty method. :mod:`opta_router.telemetry.told` and :mod:`opta_router.telemetry.export` are the recording twins.
+With tracing off, these classes are what runs: no span is made, no thread started, and a call is an empty method.
+:mod:`opta_router.telemetry.told` and :mod:`opta_router.telemetry.export` are the recording twins.
 """
 
 from __future__ import annotations

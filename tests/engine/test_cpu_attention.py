@@ -6,14 +6,10 @@ import mlx.core as mx
 import pytest
 
 from lanes.engines import cpu_attention
+from tests.engine.attention import tensors
 
 BUILTIN = cpu_attention._builtin
 TOLERANCE = 5e-5
-
-
-def tensors(batch, heads, key_heads, queries, keys, dimension=16):
-    shapes = [(batch, heads, queries, dimension), (batch, key_heads, keys, dimension), (batch, key_heads, keys, 24)]
-    return [3 * mx.random.normal(shape, key=mx.random.key(number)) for number, shape in enumerate(shapes)]
 
 
 def padded(batch, queries, keys):

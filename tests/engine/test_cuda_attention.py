@@ -4,13 +4,9 @@ import mlx.core as mx
 import pytest
 
 from lanes.engines import cuda_attention
+from tests.engine.attention import tensors
 
 BUILTIN = cuda_attention._builtin
-
-
-def tensors(batch, heads, key_heads, queries, keys, dimension=16):
-    shapes = [(batch, heads, queries, dimension), (batch, key_heads, keys, dimension), (batch, key_heads, keys, 24)]
-    return [3 * mx.random.normal(shape, key=mx.random.key(number)) for number, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(8, 4), (4, 4), (6, 1)])

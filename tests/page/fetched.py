@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CACHE = Path(__file__).parents[2] / ".cache" / "page"
+from tests.fetched import CACHE as ALL
+from tests.fetched import locked, run
+
+CACHE = ALL / "page"
 
 
 class Unpacked:
@@ -39,9 +40,9 @@ def debian(name: str, *packages: str) -> Unpacked:
         if missing:
             archive = root.with_name(f"{name}-debs")
             archive.mkdir(parents=True, exist_ok=True)
-            _run("apt-get", "download", *_closure(packages), cwd=archive)
+            run("apt-get", "download", *_closure(packages), cwd=archive)
             for deb in sorted(archive.glob("*.deb")):
-                _run("dpkg", "-x", str(deb), str(root), cwd=archive)
+                run("dpkg", "-x", str(deb), str(root), cwd=archive)
             shutil.rmtree(archive)
     return Unpacked(root)
 
@@ -52,7 +53,7 @@ def npm(package: str, version: str) -> Path:
     with _once(root) as missing:
         if missing:
             root.mkdir(parents=True, exist_ok=True)
-            _run("npm", "pack", "--silent", f"{package}@{version}", cwd=root)
+            run("npm", "pack", "--silent", f"{package}@{version}", cwd=root)
             (tarball,) = root.glob("*.tgz")
             with tarfile.open(tarball) as tar:
                 tar.extractall(root, filter="data")
@@ -61,27 +62,18 @@ def npm(package: str, version: str) -> Path:
 
 
 def _closure(packages: tuple[str, ...]) -> list[str]:
-    planned = _run("apt-get", "--simulate", "--no-install-recommends", "install", *packages, cwd=CACHE)
+    planned = run("apt-get", "--simulate", "--no-install-recommends", "install", *packages, cwd=CACHE)
     return [*packages, *sorted(set(re.findall(r"^Inst (\S+)", planned, re.MULTILINE)) - {*packages})]
 
 
 @contextmanager
 def _once(root: Path) -> Iterator[bool]:
     """Whether it is still to be made; another test run waits meanwhile, and one that fails leaves nothing."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     done = root / ".complete"
-    with (CACHE / f"{root.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(CACHE / f"{root.name}.lock"):
         missing = not done.exists()
         if missing:
             shutil.rmtree(root, ignore_errors=True)
         yield missing
         if missing:
             done.touch()
-
-
-def _run(*command: str, cwd: Path) -> str:
-    ran = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if ran.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {ran.stderr.strip() or ran.stdout.strip()}")
-    return ran.stdout
