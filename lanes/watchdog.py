@@ -14,7 +14,7 @@ from typing import Final
 from lanes.heartbeat import KINDS, LANES, Activity, Beat
 from lanes.wire import Lane
 
-TICK_S: Final = 0.125
+TICK_S: Final = 0.0625
 """How often the router looks."""
 
 MAX_TICK_S: Final = 1.0
