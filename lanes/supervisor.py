@@ -7,6 +7,7 @@ sees a stream that pauses.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from lanes.client import Generation, Link, OnEnd, OnInterruption, OnProgress
 from lanes.errors import HostDied, HostFailedToStart, HostUnavailable, RequestRefused, WireError
 from lanes.framing import encode
 from lanes.heartbeat import Activity, Beat
-from lanes.host_process import Host, greeted, how_it_ended
+from lanes.host_process import Host, greeted, how_it_ended, send_signal
 from lanes.pairs import PairPolicy, Pairs
 from lanes.restarts import Quarantine, Restarts
 from lanes.resumption import next_up
@@ -322,7 +323,7 @@ class Supervisor:
             signs = _cpu_s(host.process.pid) if beat.activity is Activity.LOAD else 0.0
             verdict = watchdog.observe(beat, heard=link.heard, signs=signs, now_s=now_s)
             if verdict is not None:
-                host.process.kill()  # it may be stopped, and then nothing else reaches it
+                send_signal(host.process, signal.SIGKILL)  # it may be stopped, and then nothing else reaches it
                 raise HostDied(f"the host hung and was killed: {verdict}")
             if ready_s is None and self._state is HostState.READY:
                 ready_s = now_s
