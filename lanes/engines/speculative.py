@@ -165,9 +165,9 @@ class SpeculativeEngine:
         plans = [PLAIN]
         for proposer in self._costs.proposers:
             longest = self._costs.of(proposer).max_draft_tokens
-            # A looked-up token costs its verification alone: what lies between the ends is a straight line.
-            between = () if proposer == "prompt_lookup" else (k for k in range(2, longest) if k.bit_count() == 1)
-            plans += [Plan(proposer, k) for k in sorted({1, *between, longest})]
+            # What is looked up costs no more than its verification: its ends are enough.
+            lengths = {1} if proposer == "prompt_lookup" else {k for k in range(1, longest) if k.bit_count() == 1}
+            plans += [Plan(proposer, k) for k in sorted(lengths | {longest})]
         return plans
 
     def _start(self, run: Run) -> _Settle:
