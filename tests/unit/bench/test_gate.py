@@ -35,7 +35,7 @@ def test_a_good_pair_is_ready():
 @pytest.mark.parametrize(
     ("change", "promises"),
     [
-        ({"speedup": 0.8}, [("interactive speedup", 0.8, 0.9)]),
+        ({"speedup": 0.8}, [("interactive speedup", 0.8, 1.0)]),
         ({"ttft_ms": 1000}, [("interactive TTFT kept", 0.1, 0.6)]),
         ({"kept": 0.5}, [("throughput tokens/s kept", 0.5, 0.6)]),
         ({"batched_ttft_ms": 90}, [("interactive TTFT improvement over the throughput lane", 0.9, 1.0)]),
@@ -92,7 +92,7 @@ def test_a_known_pair_has_a_floor_of_its_own_and_a_model_without_a_draft_no_scor
     embedded = Subject(model="m", target="embedded:target", draft="embedded:draft")
     few = active(11, 19)
     assert card(a_run(report=few)).verdict == "READY"
-    assert failed(card(a_run(report=few), subjects=(embedded,))) == [("acceptance ratio of the draft", 0.367, 0.4)]
+    assert failed(card(a_run(report=few), subjects=(embedded,))) == [("acceptance ratio of the draft", 0.367, 0.5)]
     assert judge(matrix(a_run(), subjects=(Subject(model="m", target="t", draft=None),)), read_gates()) == []
 
 
@@ -105,7 +105,7 @@ def test_a_known_pair_has_a_floor_of_its_own_and_a_model_without_a_draft_no_scor
         ("speedup: 1.3 ", "spedup: 1.3 ", "full.interactive.spedup: unknown key"),
         ("    ttft_kept: 0.6\n", "", "short.interactive.ttft_kept: is missing"),
         ("floor: 0.35", "floor: 2", "acceptance.floor: has a wrong type or value; found: 2"),
-        ("floor: 0.4}", "floor: 0.4, why: x}", "acceptance.pairs[0].why: unknown key"),
+        ("floor: 0.5}", "floor: 0.5, why: x}", "acceptance.pairs[0].why: unknown key"),
     ],
 )
 def test_a_mistake_in_the_bounds_is_named_by_its_path(tmp_path, before, after, said):
@@ -134,7 +134,7 @@ def test_the_command_fails_with_each_gate_that_failed(result, capsys):
     assert main(["gate", result("bad")]) == 1
     said = capsys.readouterr().out
     assert "NOT READY" in said
-    assert "FAIL interactive speedup: 0.5 (bound 0.9)" in said
+    assert "FAIL interactive speedup: 0.5 (bound 1)" in said
     assert "FAIL interactive speedup, chat: 0.5 (bound 0.6)" in said
 
 
