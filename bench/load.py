@@ -6,6 +6,7 @@ lengths, so that they do not fall in step.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
@@ -42,12 +43,18 @@ def prompts(tokens: tuple[int, int], seed: str) -> Iterator[str]:
         yield f"# {rng.randrange(10**9):09d}\n{encoding.decode(ids[-wanted:])}"
 
 
+def again_and_again(prompts: Iterator[str], count: int) -> tuple[Iterator[str], Iterator[int]]:
+    """The first ``count`` of ``prompts`` for ever, and a seed for each: where they are asked, the answers are known."""
+    return itertools.cycle(list(itertools.islice(prompts, count))), itertools.cycle(range(count))
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever asks one server: with which headers, and for what kind of answers."""
+    """Whoever asks one server: with which headers, and for what kind of answers. Without ``seeds`` they differ."""
 
     client: httpx.AsyncClient
     model: str
     prompts: Iterator[str]
+    seeds: Iterator[int] | None = None
     max_tokens: int
     temperature: float
     headers: Mapping[str, str] = {}
@@ -68,6 +75,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             "temperature": self.temperature,
             "top_p": 1.0,  # the servers' defaults differ
             "stream_options": {"include_usage": True},
+            **({"seed": next(self.seeds)} if self.seeds is not None else {}),
         }
         for reconnects in range(RECONNECTS + 1):
             try:

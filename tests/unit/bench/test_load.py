@@ -6,7 +6,15 @@ from itertools import islice
 import pytest
 
 from bench.client import Completion
-from bench.load import encoded_tokens, prompts, reported_tokens, seen_tokens_per_s, tokenizer, ttfts_ms
+from bench.load import (
+    again_and_again,
+    encoded_tokens,
+    prompts,
+    reported_tokens,
+    seen_tokens_per_s,
+    tokenizer,
+    ttfts_ms,
+)
 
 
 def test_prompts_with_the_same_seed_are_the_same_and_no_two_begin_alike():
@@ -22,6 +30,12 @@ def test_prompts_are_as_long_as_was_asked():
     assert min(lengths) >= 45
     assert max(lengths) <= 400 + heading
     assert max(lengths) - min(lengths) > 200
+
+
+def test_questions_that_are_asked_again_have_the_seeds_that_they_had_before():
+    asked = list(islice(zip(*again_and_again(prompts((50, 200), "seed"), 3), strict=True), 7))
+    assert len(set(asked[:3])) == 3
+    assert asked == (asked[:3] * 3)[:7]
 
 
 def test_encoded_tokens_are_those_of_the_text_that_came_in_time():
