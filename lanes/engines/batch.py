@@ -22,6 +22,7 @@ from mlx_lm.generate import GenerationBatch
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines.base import Emission, Handover
+from lanes.engines.batch_cache import joining
 from lanes.engines.sampling import TokenChooser, draw
 from lanes.wire import Sampling
 
@@ -59,9 +60,10 @@ class Batch:
         self._joining: set[str] = set()
         self._aborted: set[str] = set()
         self._since_reset = 0
+        self._same_for = 0
 
     def add(self, handover: Handover) -> None:
-        """Let a sequence join in the next step. Of one without a cache, the step computes all its tokens first."""
+        """Let a sequence join in the next step, with the cache that it must have."""
         spec = handover.spec
         chooser = TokenChooser(spec.sampling, len(spec.prompt))
         sampling = SamplingParams(
@@ -75,10 +77,9 @@ class Batch:
         scheduler_id = str(next(self._numbers))
         request = Request(scheduler_id, list(handover.token_ids), sampling)
         self._scheduler.add_request(request)
-        if handover.cache is not None:
-            request.prompt_cache = handover.cache
-            request.cached_tokens = len(handover.token_ids) - 1
-            request.remaining_tokens = [handover.token_ids[-1]]
+        request.prompt_cache = joining(handover.cache or [])
+        request.cached_tokens = len(handover.token_ids) - 1
+        request.remaining_tokens = [handover.token_ids[-1]]
         self._scheduler_ids[spec.request_id] = scheduler_id
         self._request_ids[scheduler_id] = spec.request_id
         self._tokens[spec.request_id] = len(handover.token_ids)
@@ -110,17 +111,22 @@ class Batch:
         return max(self._tokens.values(), default=0)
 
     @property
-    def joining(self) -> bool:
-        """True if the next step also lets sequences in, which copies the whole batch's cache."""
-        return bool(self._joining)
+    def same_for(self) -> int:
+        """Steps since a sequence joined or left, that one not counted.
+
+        What the step itself costs is the copying of the batch's cache; the next may be the first of its shape.
+        """
+        return self._same_for
 
     def step(self) -> list[Emission]:
         """Dispatch a decode step of all sequences, and read the one before it."""
+        changed = bool(self._joining or self._aborted)
         outputs = self._scheduler.step().outputs
         self._joining.clear()
         emissions = []
         for output in outputs:
             if output.finished:
+                changed = True
                 self._scheduler.remove_finished_request(output.request_id)
             request_id = self._request_ids.get(output.request_id)
             if request_id is None:
@@ -142,6 +148,7 @@ class Batch:
         if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
             self._scheduler.reset()
             self._since_reset = 0
+        self._same_for = 0 if changed else self._same_for + 1
         return emissions
 
     def under_way(self) -> list[mx.array]:
@@ -195,6 +202,14 @@ class _OwnSampler(Scheduler):  # type: ignore[misc]
             return  # it has not joined yet
         cache, _ = self.batch_generator.extract_cache([uid])[uid]
         self._leave(_tokens_of(request), cache)
+
+    def _restored_cache_matches_kv_bound(self, cache: Any) -> bool:
+        """A cache of our own class (:func:`joining`) is of this model. Else all its tokens were computed once more."""
+        return True
+
+    def _validate_cache(self, cache: Any) -> bool:
+        """Nor is one in which there is nothing yet at fault."""
+        return True
 
     def _process_batch_responses(self, responses: list[Any]) -> Any:
         """With each last response comes the sequence's cache, which the scheduler would wait for, and drop."""

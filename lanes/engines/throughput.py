@@ -196,11 +196,10 @@ class ThroughputEngine:
             self._turns.rotate(-1)
         batch = self._turns[0]
         self._turns.rotate(-1)
-        # A step in which sequences join or leave copies the batch: nothing to learn from what it costs this once.
-        cache_tokens = 0 if batch.joining else len(batch) * batch.longest
+        cache_tokens = len(batch) * batch.longest
         emissions = batch.step()
         piece.arrays = batch.under_way()
-        if not any(emission.finish for emission in emissions):
+        if batch.same_for > 1:
             piece.tokens = cache_tokens
         self.computed_tokens += sum(len(emission.token_ids) for emission in emissions)
         return emissions
@@ -273,8 +272,9 @@ class _Prompt:
         return states
 
     def ready(self) -> Handover:
-        """The sequence with its cache."""
-        return msgspec.structs.replace(self.handover, cache=self._cache)
+        """The sequence with its cache, which is empty if there is nothing in front of its last token."""
+        cache = make_prompt_cache(self._target) if self._cache is None else self._cache
+        return msgspec.structs.replace(self.handover, cache=cache)
 
 
 class _Piece(msgspec.Struct):
