@@ -61,6 +61,7 @@ class Batch:
         self._aborted: set[str] = set()
         self._since_reset = 0
         self._same_for = 0
+        self._rested = False
 
     def add(self, handover: Handover) -> None:
         """Let a sequence join in the next step, with the cache that it must have."""
@@ -119,8 +120,13 @@ class Batch:
         return self._same_for
 
     def step(self) -> list[Emission]:
-        """Dispatch a decode step of all sequences, and read the one before it."""
+        """Dispatch a decode step of those that join, or else of all sequences, and read the one before it.
+
+        Others wait for those that join every other step at most.
+        """
         changed = bool(self._joining or self._aborted)
+        self._rested = bool(self._joining) and not self._rested
+        self._scheduler.let_rest(self._rested)
         outputs = self._scheduler.step().outputs
         self._joining.clear()
         emissions = []
@@ -203,6 +209,11 @@ class _OwnSampler(Scheduler):  # type: ignore[misc]
         cache, _ = self.batch_generator.extract_cache([uid])[uid]
         self._leave(_tokens_of(request), cache)
 
+    def let_rest(self, rests: bool) -> None:
+        """Whether the running batch skips the next step."""
+        if self.batch_generator is not None:
+            self.batch_generator._generation_batch.rests = rests
+
     def _restored_cache_matches_kv_bound(self, cache: Any) -> bool:
         """A cache of our own class (:func:`joining`) is of this model. Else all its tokens were computed once more."""
         return True
@@ -233,6 +244,17 @@ class _OwnSampler(Scheduler):  # type: ignore[misc]
 
 class _RunningBatch(GenerationBatch):  # type: ignore[misc]
     """mlx-lm's running batch with a step that samples all rows at once. Sequences that join have made one step each."""
+
+    rests = False
+    """Skip the next step: the scheduler lets sequences in behind it, and both would make one long piece."""
+
+    def next(self) -> list[Any]:
+        """A step and what the one before it brought; nothing if it rests."""
+        if self.rests:
+            self.rests = False
+            return []
+        responses: list[Any] = super().next()
+        return responses
 
     def _step(self) -> tuple[list[int], list[None]]:
         """Dispatch a step, and wait for the one before: its tokens, and nothing in place of their log-probabilities."""
