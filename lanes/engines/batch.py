@@ -23,6 +23,7 @@ from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines.base import Emission, Handover
 from lanes.engines.batch_cache import joining
+from lanes.engines.kv_layers import compute
 from lanes.engines.sampling import TokenChooser, draw
 from lanes.wire import Sampling
 
@@ -62,6 +63,8 @@ class Batch:
         self._since_reset = 0
         self._same_for = 0
         self._rested = False
+        self._to_copy = False
+        self._copied: mx.array | None = None
 
     def add(self, handover: Handover) -> None:
         """Let a sequence join in the next step, with the cache that it must have."""
@@ -120,13 +123,21 @@ class Batch:
         return self._same_for
 
     def step(self) -> list[Emission]:
-        """Dispatch a decode step of those that join, or else of all sequences, and read the one before it.
+        """Dispatch a decode step, and read the one before it.
 
-        Others wait for those that join every other step at most.
+        What copies the cache is a step of its own, so that none is long: of those that join, every other step at most,
+        and after some have left, in which nothing is read.
         """
+        self._copied = None
+        if self._to_copy and not self._joining and not self._aborted:
+            self._to_copy, self._same_for = False, 0
+            self._copy()
+            return []
         changed = bool(self._joining or self._aborted)
         self._rested = bool(self._joining) and not self._rested
-        self._scheduler.let_rest(self._rested)
+        running = self._scheduler.running_batch()
+        if running is not None:
+            running.rests = self._rested
         outputs = self._scheduler.step().outputs
         self._joining.clear()
         emissions = []
@@ -155,13 +166,30 @@ class Batch:
             self._scheduler.reset()
             self._since_reset = 0
         self._same_for = 0 if changed else self._same_for + 1
+        if self._rested:
+            self._copy()
+        self._to_copy = changed and not self._rested and len(self) > 0
         return emissions
 
     def under_way(self) -> list[mx.array]:
         """What the last step dispatched: evaluated when the device is through with it."""
-        generator = self._scheduler.batch_generator
-        tokens = generator._generation_batch._next_tokens if generator is not None else None
+        if self._copied is not None:
+            return [self._copied]
+        running = self._scheduler.running_batch()
+        tokens = running._next_tokens if running is not None else None
         return [] if tokens is None else [tokens]
+
+    def _copy(self) -> None:
+        """Have the cache of those that are in the batch now computed.
+
+        Nobody may hold on to it, or the next step would copy it once more: what is waited for is something behind it.
+        """
+        running = self._scheduler.running_batch()
+        if running is None:
+            return
+        compute(running.prompt_cache)
+        self._copied = mx.zeros(1)
+        mx.async_eval(self._copied)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Drop all sequences."""
@@ -209,10 +237,9 @@ class _OwnSampler(Scheduler):  # type: ignore[misc]
         cache, _ = self.batch_generator.extract_cache([uid])[uid]
         self._leave(_tokens_of(request), cache)
 
-    def let_rest(self, rests: bool) -> None:
-        """Whether the running batch skips the next step."""
-        if self.batch_generator is not None:
-            self.batch_generator._generation_batch.rests = rests
+    def running_batch(self) -> _RunningBatch | None:
+        """The sequences that are decoded; None before the first has joined."""
+        return self.batch_generator._generation_batch if self.batch_generator is not None else None
 
     def _restored_cache_matches_kv_bound(self, cache: Any) -> bool:
         """A cache of our own class (:func:`joining`) is of this model. Else all its tokens were computed once more."""
