@@ -1,7 +1,8 @@
 """The throughput lane's engine: continuous batching over one target, in pieces of bounded length.
 
-A piece is a chunk of one prompt's prefill, or one decode step of one batch (:class:`lanes.engines.batch.Batch`). A
-prompt is computed by itself, for only then its chunks can be of any size, and joins a batch with its KV cache.
+A piece is a chunk of one prompt's prefill, or one step of one batch (:class:`lanes.engines.batch.Batch`): it decodes, or
+copies the batch's cache. A prompt is computed by itself, for only then its chunks can be of any size, and joins a batch
+with its KV cache.
 
 There may be several batches. A batch is padded to its longest sequence and copied whole when one joins or leaves, so
 sequences of like length go together, and a batch ends where its step would get long. Where reading the weights costs
@@ -110,7 +111,7 @@ class ThroughputEngine:
         return len(self._prompts) + self._decoding()
 
     def step(self, limit_s: float | None = None) -> list[Emission]:
-        """A chunk of the oldest prompt, or a decode step of the batch whose turn it is."""
+        """A chunk of the oldest prompt, or a step of the batch whose turn it is."""
         if limit_s is not None:
             self._max_step_s = limit_s
         kinds = ["decode"] if any(batch.has_work() for batch in self._batches) else []
@@ -278,7 +279,7 @@ class _Prompt:
 
 
 class _Piece(msgspec.Struct):
-    """A piece of work under way: a chunk of ``prompt``, else a decode step.
+    """A piece of work under way: a chunk of ``prompt``, else a batch's step.
 
     ``tokens`` are the chunk's, or those of the batch's cache; 0 where there is nothing to learn from.
     """
