@@ -1,8 +1,8 @@
 """The throughput lane's engine: continuous batching over one target, in pieces of bounded length.
 
-A piece is a chunk of one prompt's prefill, or one step of one batch (:class:`lanes.engines.batch.Batch`): it decodes, or
-copies the batch's cache. A prompt is computed by itself, for only then its chunks can be of any size, and joins a batch
-with its KV cache.
+A piece is a chunk of one prompt's prefill, or one step of one batch (:class:`lanes.engines.batch.Batch`), which decodes
+or copies the batch's cache. A prompt is computed by itself, for only then its chunks can be of any size, and joins a
+batch with its KV cache.
 
 There may be several batches. A batch is padded to its longest sequence and copied whole when one joins or leaves, so
 sequences of like length go together, and a batch ends where its step would get long. Where reading the weights costs
