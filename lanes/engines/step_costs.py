@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 SIZES: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -17,6 +18,9 @@ MEMORY: Final = 0.03
 WORTH_SPLITTING: Final = 2.0
 """A batch is not split before its step takes twice what reading the weights alone takes."""
 
+KEPT_POINTS: Final = 3.0
+"""Weight of what was learnt of other lengths, against the thirty of those that are usual now."""
+
 MIN_SPREAD: Final = 0.05
 """Below this relative spread of what was observed, a line through it has no slope worth the name."""
 
@@ -31,11 +35,23 @@ def chunk_size(tokens: int) -> int:
     return next((size for size in SIZES if size >= tokens), tokens)
 
 
-class Line:
-    """``y = intercept + slope * x``, neither of them negative: least squares, in which old points fade."""
+Sums = tuple[float, float, float, float, float]
+"""Over points: of their weights, and weighted of ``x``, ``y``, ``x * x`` and ``x * y``."""
 
-    def __init__(self) -> None:
-        self._points = 0
+
+class Line:
+    """``y = intercept + slope * x``, neither of them negative: least squares, in which old points fade.
+
+    Args:
+        kept: weight, in points, that the points about one ``x`` (of the same power of two) never fade below. If nothing
+            was kept, a line through many points that are close together would say of those far away whatever the noise
+            makes of its slope.
+    """
+
+    def __init__(self, kept: float = 0.0) -> None:
+        self._kept = kept
+        self._near: dict[int, Sums] = {}
+        self._weight = 0.0
         self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, x: float, y: float) -> None:
@@ -43,20 +59,26 @@ class Line:
         expected = self.at(x)
         ratio = x / self._x if self._x > 0 else 1.0  # a line with no negative part rises at most in proportion
         if y * SURPRISE < expected * min(ratio, 1.0):
-            self._points = 0
+            self._near = {key: sums for key, sums in self._near.items() if not _refuted(sums, x, y)}
         elif self.known:
             y = min(y, SURPRISE * expected * max(ratio, 1.0))
-        self._points += 1
-        share = max(MEMORY, 1 / self._points)
-        self._x += share * (x - self._x)
-        self._y += share * (y - self._y)
-        self._xx += share * (x * x - self._xx)
-        self._xy += share * (x * y - self._xy)
+        point = (1.0, x, y, x * x, x * y)
+        near = {key: self._faded(sums) for key, sums in self._near.items()}
+        here = int(x).bit_length()
+        near[here] = _total(near[here], point) if here in near else point
+        self._near = near
+        self._weight, *sums = _total(*near.values())
+        self._x, self._y, self._xx, self._xy = (total / self._weight for total in sums)
+
+    def _faded(self, sums: Sums) -> Sums:
+        weight, x, y, xx, xy = sums
+        share = max(1 - MEMORY, min(1.0, self._kept / weight))
+        return share * weight, share * x, share * y, share * xx, share * xy
 
     @property
     def known(self) -> bool:
         """True after the first observation."""
-        return self._points > 0
+        return self._weight > 0
 
     @property
     def slope(self) -> float:
@@ -76,6 +98,18 @@ class Line:
         return self.intercept + self.slope * x
 
 
+def _total(*sums: Sums) -> Sums:
+    weight, x, y, xx, xy = (sum(column) for column in zip(*sums, strict=True))
+    return weight, x, y, xx, xy
+
+
+def _refuted(sums: Sums, x: float, y: float) -> bool:
+    """Whether points cannot be true any more, as ``y`` was enough for ``x``."""
+    weight, sum_x, sum_y, _, _ = sums
+    further = max(sum_x / weight / x, 1.0) if x else 1.0
+    return y * SURPRISE * further < sum_y / weight
+
+
 class StepCosts:
     """Decode steps and chunks of prefill of one model on one device.
 
@@ -85,8 +119,8 @@ class StepCosts:
     """
 
     def __init__(self) -> None:
-        self._decode = Line()
-        self._chunk_token = Line()
+        self._decode = Line(KEPT_POINTS)
+        self._chunk_token = Line(KEPT_POINTS)
 
     def decoded(self, cache_tokens: int, seconds: float) -> None:
         """Book a decode step."""
@@ -118,7 +152,10 @@ class StepCosts:
         return max(size for size in fitting if token_s[size] <= AS_GOOD * best_s)
 
     def place(self, length: int, batches: list[tuple[int, int]], limit_s: float) -> int | None:
-        """The batch that a sequence of ``length`` tokens joins at the least cost; None: one of its own.
+        """The batch that a sequence of ``length`` tokens joins; None: one of its own, if that makes steps no longer.
+
+        It goes where what it adds is least, together with its share of the constant: a batch lives on by those who join
+        it, so of several the small ones are left to end.
 
         Args:
             length: tokens of the sequence.
@@ -127,10 +164,14 @@ class StepCosts:
                 would read them once more and shorten nothing.
         """
         longest_s = max(limit_s, WORTH_SPLITTING * self._decode.intercept)
-        best, best_s = None, self.decode_s(length)
+        alone_s = self.decode_s(length)
+        best, best_s = None, math.inf
         for index, (sequences, longest) in enumerate(batches):
             joined_s = self.decode_s((sequences + 1) * max(longest, length))
             more_s = joined_s - self.decode_s(sequences * longest) if sequences else joined_s
-            if joined_s <= longest_s and more_s <= best_s:
-                best, best_s = index, more_s
+            if joined_s > longest_s or more_s > alone_s:
+                continue
+            share_s = more_s + (self._decode.intercept / (sequences + 1) if sequences else 0.0)
+            if share_s < best_s:
+                best, best_s = index, share_s
         return best

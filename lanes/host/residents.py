@@ -21,7 +21,7 @@ from lanes.host.probe import speculation_paths
 from lanes.host.sources import OnBytes
 
 SCRIPTED_CONTEXT_TOKENS = 1 << 20
-TRIAL_TOKENS = 2
+TRIAL_TOKENS = 6
 
 
 class Resident:

@@ -67,6 +67,28 @@ def test_a_hiccup_counts_as_twice_the_expected_at_most():
     assert line.at(30) < 0.022
 
 
+@pytest.mark.parametrize("kept", [0.0, 3.0])
+def test_what_is_known_of_other_places_holds_a_line_there(kept):
+    line = Line(kept)
+    for _ in range(5):
+        line.observe(20, 0.01)
+    for number in range(500):
+        x = 6000 + 37 * number % 2000
+        line.observe(x, 0.012 * x / 7000)  # noise that looks like a slope
+    assert (line.intercept > 0.008) == (kept > 0)
+    assert line.at(7000) == pytest.approx(0.012, rel=0.1)
+
+
+def test_what_is_known_of_other_places_does_not_survive_a_machine_that_got_faster():
+    line = Line(3.0)
+    for x in (20, 7000):
+        for _ in range(5):
+            line.observe(x, 0.1)
+    for _ in range(5):
+        line.observe(7000, 0.01)
+    assert line.at(20) == pytest.approx(0.01)
+
+
 def test_a_chunk_is_never_learnt_to_cost_nothing():
     costs = StepCosts()
     costs.decoded(1000, 0.05)
@@ -100,6 +122,10 @@ def test_sequences_of_like_length_go_together():
     costs = learned()
     assert costs.place(210, batches, 1.0) == 0
     assert costs.place(1900, batches, 1.0) == 1
+
+
+def test_of_batches_that_fit_as_well_the_small_one_is_left_to_end():
+    assert learned().place(150, [(2, 150), (20, 200)], 1.0) == 1
 
 
 def test_a_batch_whose_step_would_get_too_long_takes_nobody_in():
