@@ -26,11 +26,15 @@ class FairShare(Generic[K]):
     - work-conserving: a backlogged flow is always served;
     - a flow that was idle banks no credit and owes no debt beyond its last service: it re-enters at the current
       virtual time, so a flow that wakes waits for at most one service of each other flow.
+
+    Two flows have all of this also if the next is chosen while a service is under way (:meth:`expect`); of more of them
+    one may then be served again and again, to make up for a service that was expected to be longer than it was.
     """
 
     def __init__(self, weights: Mapping[K, float]) -> None:
         self._weights: dict[K, float] = {}
         self._tags: dict[K, float] = {}
+        self._expected: dict[K, float] = {}
         self._backlogged: frozenset[K] = frozenset()
         self._virtual_time = 0.0
         for key, weight in weights.items():
@@ -46,11 +50,13 @@ class FairShare(Generic[K]):
             raise ValueError(f"weight of {key!r} is {weight}; it must be a positive finite number")
         self._weights[key] = weight
         self._tags.setdefault(key, self._virtual_time)
+        self._expected.setdefault(key, 0.0)
 
     def forget(self, key: K) -> None:
         """Drop a flow that will not come back."""
         self._weights.pop(key, None)
         self._tags.pop(key, None)
+        self._expected.pop(key, None)
         self._backlogged -= {key}
 
     def select(self, backlogged: Collection[K]) -> K | None:
@@ -64,16 +70,25 @@ class FairShare(Generic[K]):
         self._backlogged = frozenset(backlogged)
         if not backlogged:
             return None
-        key = min(backlogged, key=lambda k: (self._tags[k], -self._weights[k]))
+        key = min(backlogged, key=lambda k: (self._tags[k] + self._expected[k] / self._weights[k], -self._weights[k]))
         self._virtual_time = max(self._virtual_time, self._tags[key])
         return key
 
-    def charge(self, key: K, cost: float) -> None:
+    def expect(self, key: K, cost: float) -> None:
+        """A service has begun that should cost so much: it counts in the choice of the next, until it is charged.
+
+        It does not move the virtual time. If it did, whoever came after a service that was expected to be long would
+        wait until ``key`` had made up for what it was not given.
+        """
+        self._expected[key] += cost
+
+    def charge(self, key: K, cost: float, expected: float = 0.0) -> None:
         """Book a service that ``key`` was given; ``cost`` in units of the resource.
 
-        What an estimate was too high by is booked with a negative cost.
+        ``expected`` is what was said of it, and does not count any more.
         """
         self._tags[key] += cost / self._weights[key]
+        self._expected[key] -= expected
 
     def tag(self, key: K) -> float:
         """The flow's virtual start time, for display and tests."""

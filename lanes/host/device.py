@@ -227,13 +227,13 @@ class DeviceThread:
         self._steps[lane] += 1
         # What the step costs is known when it is over: until then it counts as the one before it.
         expected_s = self._expected_s[lane]
-        self._arbiter.charge(lane, expected_s)
+        self._arbiter.expect(lane, expected_s)
         model = resident.info.name
         self._heart.stepping(lane, model, engine)
         try:
             emissions = self._pipeline.start(lane, model, engine, limit_s=limit_s, expected_s=expected_s)
         except Exception as exc:
-            self._arbiter.charge(lane, -expected_s)
+            self._arbiter.charge(lane, 0.0, expected_s)
             emissions = self._failed(lane, engine, exc)
         self._give(lane, engine, emissions)
         if len(self._pipeline) > 1:
@@ -249,7 +249,7 @@ class DeviceThread:
         except Exception as exc:
             emissions = self._failed(lane, engine, exc)
             cost_s = time.perf_counter() - started_s
-        self._arbiter.charge(lane, cost_s - expected_s)
+        self._arbiter.charge(lane, cost_s, expected_s)
         self._expected_s[lane] = cost_s
         self._device_s[lane] += cost_s
         self._stepped_s[lane] = time.perf_counter()
