@@ -25,6 +25,9 @@ LONG_PROMPT_TOKENS: Final = 150
 """Longer than one chunk of prefill: sequences are cancelled while it is under way."""
 
 MAX_STEPS: Final = 2_000
+BARREN_STEPS: Final = 8
+"""Steps in a row that compute no token: a batch's cache may be copied layer by layer, of which the pair has seven."""
+
 NO_EOS: Final[frozenset[int]] = frozenset()
 GREEDY: Final = Sampling(temperature=0.0)
 SAMPLED: Final = Sampling(temperature=0.8, top_p=0.95, seed=11)
@@ -261,7 +264,7 @@ class EngineSuite:
             before = driver.engine.computed_tokens
             driver.step(limit_s=1e-6)
             barren = 0 if driver.engine.computed_tokens > before else barren + 1
-            assert barren <= 1, "steps that compute nothing, though there is work"
+            assert barren <= BARREN_STEPS, "steps that compute nothing, though there is work"
 
     def check_a_cancelled_sequence_is_gone_within_a_step(self) -> None:
         """Before its first step, in the middle of its prompt, and in the middle of its answer."""

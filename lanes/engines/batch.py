@@ -13,6 +13,7 @@ samples:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Final, cast
@@ -64,6 +65,7 @@ class Batch:
         self._same_for = 0
         self._rested = False
         self._to_copy = False
+        self._uncopied: list[Any] = []
         self._copied: mx.array | None = None
 
     def add(self, handover: Handover) -> None:
@@ -122,16 +124,16 @@ class Batch:
         """
         return self._same_for
 
-    def step(self) -> list[Emission]:
+    def step(self, limit_s: float | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
-        What copies the cache is a step of its own, so that none is long: of those that join, every other step at most,
-        and after some have left, in which nothing is read.
+        What copies the cache is a step of its own, in which nothing is read, so that none is long: after some have left
+        or joined, and of those that join, every other step at most. It copies as many layers as fit into ``limit_s``,
+        and the others in the next steps.
         """
         self._copied = None
-        if self._to_copy and not self._joining and not self._aborted:
-            self._to_copy, self._same_for = False, 0
-            self._copy()
+        if not self._aborted and (self._uncopied or (self._to_copy and not self._joining)):
+            self._copy(limit_s)
             return []
         changed = bool(self._joining or self._aborted)
         self._rested = bool(self._joining) and not self._rested
@@ -166,9 +168,7 @@ class Batch:
             self._scheduler.reset()
             self._since_reset = 0
         self._same_for = 0 if changed else self._same_for + 1
-        if self._rested:
-            self._copy()
-        self._to_copy = changed and not self._rested and len(self) > 0
+        self._to_copy, self._uncopied = changed and len(self) > 0, []
         return emissions
 
     def under_way(self) -> list[mx.array]:
@@ -179,17 +179,26 @@ class Batch:
         tokens = running._next_tokens if running is not None else None
         return [] if tokens is None else [tokens]
 
-    def _copy(self) -> None:
-        """Have the cache of those that are in the batch now computed.
+    def _copy(self, limit_s: float | None) -> None:
+        """Have the cache of those that are in the batch now computed; with a limit, wait for it layer by layer.
 
         Nobody may hold on to it, or the next step would copy it once more: what is waited for is something behind it.
         """
         running = self._scheduler.running_batch()
-        if running is None:
-            return
-        compute(running.prompt_cache)
-        self._copied = mx.zeros(1)
-        mx.async_eval(self._copied)  # type: ignore[no-untyped-call]
+        if self._to_copy and running is not None:
+            self._to_copy, self._uncopied, self._same_for = False, list(running.prompt_cache), 0
+        started_s = layer_started_s = time.perf_counter()
+        while self._uncopied:
+            compute([self._uncopied.pop()])
+            self._copied = mx.zeros(1)
+            mx.async_eval(self._copied)  # type: ignore[no-untyped-call]
+            if limit_s is None:
+                continue
+            mx.eval(self._copied)
+            now_s = time.perf_counter()
+            if now_s - started_s + (now_s - layer_started_s) > limit_s:
+                break
+            layer_started_s = now_s
 
     def close(self) -> None:
         """Drop all sequences."""

@@ -123,7 +123,7 @@ class ThroughputEngine:
             case "prefill":
                 return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
             case "decode":
-                return self._decode(piece)
+                return self._decode(piece, None if limit_s is None else AIM * limit_s)
             case _:
                 return []
 
@@ -192,13 +192,13 @@ class ThroughputEngine:
             self._turns.append(self._batches[-1])
         self._batches[index].add(ready)
 
-    def _decode(self, piece: _Piece) -> list[Emission]:
+    def _decode(self, piece: _Piece, copy_limit_s: float | None) -> list[Emission]:
         while not self._turns[0].has_work():
             self._turns.rotate(-1)
         batch = self._turns[0]
         self._turns.rotate(-1)
         cache_tokens = len(batch) * batch.longest
-        emissions = batch.step()
+        emissions = batch.step(copy_limit_s)
         piece.arrays = batch.under_way()
         if batch.same_for > 1:
             piece.tokens = cache_tokens

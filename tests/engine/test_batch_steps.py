@@ -1,0 +1,43 @@
+"""Copying a batch's cache is cut into steps as short as they may be, and changes nothing."""
+
+import pytest
+
+from lanes.engines.base import SequenceSpec
+from lanes.engines.throughput import ThroughputEngine
+from lanes.testing import GREEDY, NO_EOS, Driver
+
+LENGTHS = (4, 16, 16)
+
+
+def answers(pair, prompts, limit_s):
+    """The answers, and how many steps in a row brought no token of those that go on after the first had left."""
+    driver = Driver(ThroughputEngine(pair.target, NO_EOS, 4))
+    found = [
+        driver.add(SequenceSpec(str(number), prompts[number], tokens, GREEDY)) for number, tokens in enumerate(LENGTHS)
+    ]
+    driver.until(lambda: found[0].ended)
+    given, steps = len(found[1].token_ids), 0
+    while len(found[1].token_ids) == given:
+        driver.step(limit_s)
+        steps += 1
+    driver.finish(limit_s)
+    return [answer.token_ids for answer in found], steps - 1
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair, held_out):
+    return answers(pair, held_out, None)
+
+
+def test_while_nobody_waits_the_whole_cache_is_copied_in_one_step(undisturbed):
+    assert undisturbed[1] == 1
+
+
+def test_while_somebody_waits_a_step_copies_no_more_than_fits(pair, held_out, undisturbed):
+    tokens, copying = answers(pair, held_out, 1e-9)
+    assert copying == len(pair.target.layers)
+    assert tokens == undisturbed[0]
+
+
+def test_and_all_of_it_if_that_fits(pair, held_out, undisturbed):
+    assert answers(pair, held_out, 60.0) == undisturbed
