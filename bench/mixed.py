@@ -43,7 +43,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     background: tuple[int, ...] = (8, 32)
     rounds: int = 24
-    busy_s: float = 60.0
+    busy_s: float = 120.0
     interactive_prompt_tokens: int = 64
     interactive_tokens: int = 64
     background_prompt_tokens: tuple[int, int] = (50, 2000)
@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, nargs=2, default=(50, 2000), metavar=("LOW", "HIGH"), help="tokens of their prompts"
     )
     parser.add_argument("--rounds", type=int, default=24, help="questions to the idle server")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the person asks the busy server")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long the person asks the busy server")
     parser.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
     parser.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
     add_save(parser)

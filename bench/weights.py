@@ -1,9 +1,10 @@
 """``bench weights``: two lanes that always have work, while their weights change.
 
-Each lane alone at first and at the end, as the machine may drift; in between both, with one pair of weights after the
-other, set through ``PATCH /admin/lanes/{lane}`` while they run. Shares are of the device time that the router reports,
-over windows of ten seconds from one heartbeat of its host to another. A lane's *normalised* throughput is its tokens/s
-over those it has alone; the sum of both says what sharing costs. Last, a person with pauses beside the throughput lane.
+One pair of weights after the other, set through ``PATCH /admin/lanes/{lane}`` while both lanes run; before each, and
+after the last, each lane alone, as the machine drifts. Shares are of the device time that the router reports, over
+windows of ten seconds from one heartbeat of its host to another. A lane's *normalised* throughput is its tokens/s over
+those it has alone just before and after; the sum of both says what sharing costs. Last, a person with pauses beside the
+throughput lane.
 
 Tokens are those of the router's usage, so the target may be any. Both lanes sample: greedy answers repeat themselves,
 and how soon they do would decide how much speculation gains. It gains up to twice as much on one text as on another all
@@ -130,19 +131,20 @@ async def _measure(server: servers.Server, load: Load) -> Found:
     async with servers.running(server) as client:
         interactive = _Lane(lambda: _interactive(client, server, load), load.interactive)
         throughput = _Lane(lambda: _throughput(client, server, load), load.background)
-        first_interactive = await _alone(interactive, load)
+        alone, windows = [], []
+        for weights in WEIGHTS:
+            interactive_alone = await _alone(interactive, load)
+            async with throughput.busy() as agents:
+                alone.append((interactive_alone, await _settled(agents, load)))
+                windows.append((weights, *await _split(client, weights, interactive, load)))
+        interactive_alone = await _alone(interactive, load)
         async with throughput.busy() as agents:
-            await agents.settled()
-            first_throughput = await _passed(load.seconds)
-            windows = [(weights, *await _split(client, weights, interactive, load)) for weights in WEIGHTS]
-            await anyio.sleep(ALONE_AGAIN_S)
-            last_throughput = await _passed(load.seconds)
-        last_interactive = await _alone(interactive, load)
+            alone.append((interactive_alone, await _settled(agents, load)))
         idle, busy, gave_up_s = await _person(client, server, load, throughput)
     return Found(
-        alone=(
-            Rates(interactive.tokens_per_s(*first_interactive), throughput.tokens_per_s(*first_throughput)),
-            Rates(interactive.tokens_per_s(*last_interactive), throughput.tokens_per_s(*last_throughput)),
+        alone=tuple(
+            Rates(interactive.tokens_per_s(*of_interactive), throughput.tokens_per_s(*of_throughput))
+            for of_interactive, of_throughput in alone
         ),
         splits=tuple(
             Split(
@@ -184,6 +186,13 @@ async def _alone(lane: _Lane, load: Load) -> tuple[float, float]:
     async with lane.busy():
         await anyio.sleep(STARTED_S)
         return await _passed(load.seconds)
+
+
+async def _settled(agents: Agents, load: Load) -> tuple[float, float]:
+    """When the agents ran alone, and took the long steps that a lane takes then."""
+    await agents.settled()
+    await anyio.sleep(ALONE_AGAIN_S)
+    return await _passed(load.seconds)
 
 
 async def _passed(seconds: float) -> tuple[float, float]:

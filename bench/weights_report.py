@@ -55,24 +55,20 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement. ``alone``: each lane by itself, before and after the splits."""
+    """The whole measurement. ``alone``: each lane by itself, before each split and after the last."""
 
     alone: tuple[Rates, ...]
     splits: tuple[Split, ...]
     ttft_idle_ms: tuple[float, ...]
     ttft_busy_ms: tuple[float, ...]
 
-    def solo(self) -> Rates:
-        """The mean of a lane by itself."""
+    def normalised(self, number: int) -> Rates:
+        """Each lane's throughput in a split over its own by itself: the mean of just before and just after."""
+        before, after, rates = self.alone[number], self.alone[number + 1], self.splits[number].rates
         return Rates(
-            sum(rates.interactive for rates in self.alone) / len(self.alone),
-            sum(rates.throughput for rates in self.alone) / len(self.alone),
+            2 * rates.interactive / (before.interactive + after.interactive),
+            2 * rates.throughput / (before.throughput + after.throughput),
         )
-
-    def normalised(self, split: Split) -> Rates:
-        """Each lane's throughput over its own by itself."""
-        solo = self.solo()
-        return Rates(split.rates.interactive / solo.interactive, split.rates.throughput / solo.throughput)
 
 
 def shares(readings: Sequence[Reading]) -> tuple[float, ...]:
@@ -95,8 +91,8 @@ def device_used(readings: Sequence[Reading]) -> float:
 def bars(found: Found, sum_bound: float) -> list[Bar]:
     """What weights promise, held against one run."""
     promises: list[Bar] = []
-    for split in found.splits:
-        normalised = found.normalised(split)
+    for number, split in enumerate(found.splits):
+        normalised = found.normalised(number)
         total = normalised.interactive + normalised.throughput
         promises += [
             at_most(f"interactive share of device time, relative error, {_ratio(split)}", split.error, 0.05),
@@ -107,17 +103,18 @@ def bars(found: Found, sum_bound: float) -> list[Bar]:
 
 
 def table(found: Found) -> str:
-    """Markdown: a row for each pair of weights, then one for each time that the lanes were alone."""
+    """Markdown: a row for each pair of weights, between those of the times that the lanes were alone."""
     columns = (
         *("weights", "interactive share: configured", "measured, worst window", "relative error"),
         *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum"),
     )
-    rows = [_cells(split, found.normalised(split)) for split in found.splits]
     alone = [
         ("each lane alone", *[""] * 5, f"{rates.interactive:.1f}", f"{rates.throughput:.1f}", "")
         for rates in found.alone
     ]
-    return markdown(columns, [*rows, *alone])
+    splits = [_cells(split, found.normalised(number)) for number, split in enumerate(found.splits)]
+    between = [row for pair in zip(alone, splits, strict=False) for row in pair]
+    return markdown(columns, [*between, alone[-1]])
 
 
 def ttft_line(found: Found) -> str:
