@@ -1,10 +1,10 @@
 """``bench weights``: two lanes that always have work, while their weights change.
 
-One pair of weights after the other, set through ``PATCH /admin/lanes/{lane}`` while both lanes run; before each, and
-after the last, each lane alone, as the machine drifts. Shares are of the device time that the router reports, over
-windows of ten seconds from one heartbeat of its host to another. A lane's *normalised* throughput is its tokens/s over
-those it has alone just before and after; the sum of both says what sharing costs. Last, a person with pauses beside the
-throughput lane.
+In a cycle, each lane alone, then both, with one pair of weights after the other, set through
+``PATCH /admin/lanes/{lane}`` while they run, and each alone again; several cycles, as the machine drifts. Shares are of
+the device time that the router reports, over windows of ten seconds from one heartbeat of its host to another. A lane's
+*normalised* throughput is its tokens/s over those it has alone; the sum of both says what sharing costs. Last, a person
+with pauses beside the throughput lane.
 
 Tokens are those of the router's usage, so the target may be any. Both lanes sample: greedy answers repeat themselves,
 and how soon they do would decide how much speculation gains. It gains up to twice as much on one text as on another all
@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Final
 
 import anyio
@@ -31,7 +32,7 @@ from bench.client import Completion
 from bench.device import device
 from bench.load import Agents, Caller, Person, again_and_again, prompts, reported_tokens, ttfts_ms
 from bench.reporting import add_save, machine, print_bars, save
-from bench.weights_report import Found, Rates, Reading, Split, bars, device_used, shares, table, ttft_line
+from bench.weights_report import Found, Rates, Reading, Split, alone_line, bars, device_used, shares, table, ttft_line
 
 MODEL: Final = "measured"
 WEIGHTS: Final = ((1.0, 1.0), (4.0, 1.0), (16.0, 1.0))
@@ -49,6 +50,12 @@ HEARTBEAT_TIMEOUT_S: Final = 10.0
 SUM_BOUND_CPU: Final = 0.95
 SUM_BOUND_GPU: Final = 0.9
 
+Span = tuple[float, float]
+"""From when to when, on ``time.perf_counter``."""
+
+Window = tuple[list[Reading], Span]
+"""Readings at the ends of all windows, and the times of the first and the last."""
+
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What runs in both lanes; lengths in tokens. Without a ``target`` it is the embedded pair.
@@ -60,6 +67,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     interactive: int = 2
     background: int = 8
     seconds: float = 20.0
+    cycles: int = 2
     interactive_prompt_tokens: int = 64
     interactive_tokens: int = 128
     background_prompt_tokens: tuple[int, int] = (50, 1000)
@@ -80,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, nargs=2, default=(50, 1000), metavar=("LOW", "HIGH"), help="tokens of their prompts"
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    parser.add_argument("--cycles", type=int, default=2, help="how often everything is measured")
     parser.add_argument("--questions", type=int, default=24, help="of the person to the idle server")
     parser.add_argument(
         "--sum-bound", type=float, help=f"of normalised throughputs; {SUM_BOUND_CPU} on a CPU, else {SUM_BOUND_GPU}"
@@ -94,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         background=arguments.background,
         background_prompt_tokens=tuple(arguments.context),
         seconds=arguments.seconds,
+        cycles=arguments.cycles,
         questions=arguments.questions,
     )
     runs_on = device()
@@ -101,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = measure(load)
     promises = bars(found, sum_bound)
     print(f"{load.interactive} interactive and {load.background} throughput streams on {runs_on}, {machine()}\n")
-    print(f"{table(found)}\n\n{ttft_line(found)}\n")
+    print(f"{table(found)}\n\n{alone_line(found)}\n{ttft_line(found)}\n")
     save(arguments.save, {"device": runs_on, "load": load, "found": found, "bars": promises})
     return print_bars(promises)
 
@@ -131,29 +141,32 @@ async def _measure(server: servers.Server, load: Load) -> Found:
     async with servers.running(server) as client:
         interactive = _Lane(lambda: _interactive(client, server, load), load.interactive)
         throughput = _Lane(lambda: _throughput(client, server, load), load.background)
-        alone, windows = [], []
-        for weights in WEIGHTS:
-            interactive_alone = await _alone(interactive, load)
+        interactive_alone = [await _alone(interactive, load)]
+        throughput_alone: list[Span] = []
+        windows: list[list[Window]] = [[] for _ in WEIGHTS]
+        for _ in range(load.cycles):
             async with throughput.busy() as agents:
-                alone.append((interactive_alone, await _settled(agents, load)))
-                windows.append((weights, *await _split(client, weights, interactive, load)))
-        interactive_alone = await _alone(interactive, load)
-        async with throughput.busy() as agents:
-            alone.append((interactive_alone, await _settled(agents, load)))
+                await agents.settled()
+                throughput_alone.append(await _alone_again(load))
+                for weights, found in zip(WEIGHTS, windows, strict=True):
+                    found.append(await _split(client, weights, interactive, load))
+                throughput_alone.append(await _alone_again(load))
+            interactive_alone.append(await _alone(interactive, load))
         idle, busy, gave_up_s = await _person(client, server, load, throughput)
     return Found(
-        alone=tuple(
-            Rates(interactive.tokens_per_s(*of_interactive), throughput.tokens_per_s(*of_throughput))
-            for of_interactive, of_throughput in alone
-        ),
+        interactive_alone=tuple(interactive.tokens_per_s(span) for span in interactive_alone),
+        throughput_alone=tuple(throughput.tokens_per_s(span) for span in throughput_alone),
         splits=tuple(
             Split(
                 weights=weights,
-                shares=shares(readings),
-                device_used=device_used(readings),
-                rates=Rates(interactive.tokens_per_s(start_s, end_s), throughput.tokens_per_s(start_s, end_s)),
+                shares=tuple(share for readings, _ in found for share in shares(readings)),
+                device_used=mean(device_used(readings) for readings, _ in found),
+                rates=Rates(
+                    mean(interactive.tokens_per_s(span) for _, span in found),
+                    mean(throughput.tokens_per_s(span) for _, span in found),
+                ),
             )
-            for weights, readings, start_s, end_s in windows
+            for weights, found in zip(WEIGHTS, windows, strict=True)
         ),
         ttft_idle_ms=tuple(ttfts_ms(idle)),
         ttft_busy_ms=tuple(ttfts_ms(busy, gave_up_s)),
@@ -177,34 +190,32 @@ class _Lane:
             finally:
                 self._answers += agents.streams
 
-    def tokens_per_s(self, start_s: float, end_s: float) -> float:
+    def tokens_per_s(self, span: Span) -> float:
+        start_s, end_s = span
         return reported_tokens(self._answers, start_s, end_s) / (end_s - start_s)
 
 
-async def _alone(lane: _Lane, load: Load) -> tuple[float, float]:
+async def _alone(lane: _Lane, load: Load) -> Span:
     """When the lane ran alone, once all its streams were decoding."""
     async with lane.busy():
         await anyio.sleep(STARTED_S)
         return await _passed(load.seconds)
 
 
-async def _settled(agents: Agents, load: Load) -> tuple[float, float]:
-    """When the agents ran alone, and took the long steps that a lane takes then."""
-    await agents.settled()
+async def _alone_again(load: Load) -> Span:
+    """When the throughput lane, which runs, was alone, and took the long steps that it takes then."""
     await anyio.sleep(ALONE_AGAIN_S)
     return await _passed(load.seconds)
 
 
-async def _passed(seconds: float) -> tuple[float, float]:
+async def _passed(seconds: float) -> Span:
     started_s = time.perf_counter()
     await anyio.sleep(seconds)
     return started_s, time.perf_counter()
 
 
-async def _split(
-    client: httpx.AsyncClient, weights: tuple[float, float], interactive: _Lane, load: Load
-) -> tuple[list[Reading], float, float]:
-    """Readings at the ends of all windows with these weights, and the times of the first and the last."""
+async def _split(client: httpx.AsyncClient, weights: tuple[float, float], interactive: _Lane, load: Load) -> Window:
+    """Both lanes with these weights."""
     async with interactive.busy():
         await anyio.sleep(STARTED_S)
         await _set_weights(client, weights)
@@ -213,7 +224,7 @@ async def _split(
         for _ in range(max(1, round(load.seconds / WINDOW_S))):
             await anyio.sleep(readings[-1].at_s + min(WINDOW_S, load.seconds) - time.perf_counter())
             readings.append(await _fresh_reading(client))
-    return readings, readings[0].at_s, readings[-1].at_s
+    return readings, (readings[0].at_s, readings[-1].at_s)
 
 
 async def _set_weights(client: httpx.AsyncClient, weights: tuple[float, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import mean
 
 import msgspec
 
@@ -30,7 +31,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     """Both lanes with one pair of weights, interactive first.
 
     ``shares`` are the interactive lane's of the device time that was used, one for each window; ``device_used`` is that
-    time over the time that passed.
+    time over the time that passed. Of several cycles it and the rates are the means.
     """
 
     weights: tuple[float, float]
@@ -55,20 +56,22 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement. ``alone``: each lane by itself, before each split and after the last."""
+    """The whole measurement: tokens/s of each lane whenever it was alone, and what both did together."""
 
-    alone: tuple[Rates, ...]
+    interactive_alone: tuple[float, ...]
+    throughput_alone: tuple[float, ...]
     splits: tuple[Split, ...]
     ttft_idle_ms: tuple[float, ...]
     ttft_busy_ms: tuple[float, ...]
 
-    def normalised(self, number: int) -> Rates:
-        """Each lane's throughput in a split over its own by itself: the mean of just before and just after."""
-        before, after, rates = self.alone[number], self.alone[number + 1], self.splits[number].rates
-        return Rates(
-            2 * rates.interactive / (before.interactive + after.interactive),
-            2 * rates.throughput / (before.throughput + after.throughput),
-        )
+    def solo(self) -> Rates:
+        """The mean of a lane by itself."""
+        return Rates(mean(self.interactive_alone), mean(self.throughput_alone))
+
+    def normalised(self, split: Split) -> Rates:
+        """Each lane's throughput over its own by itself."""
+        solo = self.solo()
+        return Rates(split.rates.interactive / solo.interactive, split.rates.throughput / solo.throughput)
 
 
 def shares(readings: Sequence[Reading]) -> tuple[float, ...]:
@@ -91,8 +94,8 @@ def device_used(readings: Sequence[Reading]) -> float:
 def bars(found: Found, sum_bound: float) -> list[Bar]:
     """What weights promise, held against one run."""
     promises: list[Bar] = []
-    for number, split in enumerate(found.splits):
-        normalised = found.normalised(number)
+    for split in found.splits:
+        normalised = found.normalised(split)
         total = normalised.interactive + normalised.throughput
         promises += [
             at_most(f"interactive share of device time, relative error, {_ratio(split)}", split.error, 0.05),
@@ -103,18 +106,22 @@ def bars(found: Found, sum_bound: float) -> list[Bar]:
 
 
 def table(found: Found) -> str:
-    """Markdown: a row for each pair of weights, between those of the times that the lanes were alone."""
+    """Markdown: a row for each pair of weights, and one of the means of each lane alone."""
     columns = (
         *("weights", "interactive share: configured", "measured, worst window", "relative error"),
         *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum"),
     )
-    alone = [
-        ("each lane alone", *[""] * 5, f"{rates.interactive:.1f}", f"{rates.throughput:.1f}", "")
-        for rates in found.alone
-    ]
-    splits = [_cells(split, found.normalised(number)) for number, split in enumerate(found.splits)]
-    between = [row for pair in zip(alone, splits, strict=False) for row in pair]
-    return markdown(columns, [*between, alone[-1]])
+    solo = found.solo()
+    rows = [_cells(split, found.normalised(split)) for split in found.splits]
+    alone = ("each lane alone", *[""] * 5, f"{solo.interactive:.1f}", f"{solo.throughput:.1f}", "")
+    return markdown(columns, [*rows, alone])
+
+
+def alone_line(found: Found) -> str:
+    """How steady the machine was: each lane alone, every time."""
+    interactive = ", ".join(f"{rate:.1f}" for rate in found.interactive_alone)
+    throughput = ", ".join(f"{rate:.1f}" for rate in found.throughput_alone)
+    return f"Alone, in order: interactive {interactive}; throughput {throughput} tokens/s"
 
 
 def ttft_line(found: Found) -> str:

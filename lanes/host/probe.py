@@ -26,7 +26,7 @@ def versions() -> wire.Versions:
         vllm_mlx=metadata.version("vllm-mlx"),
         device=_device(mx),
         blas=loaded_blas() if mx.default_device() == mx.cpu else None,
-        memory_bytes=_memory_bytes(mx),
+        memory_bytes=memory_bytes(mx),
     )
 
 
@@ -55,7 +55,7 @@ def _lacks(function: Any, *names: str) -> str | None:
     return f"{where} takes no {', '.join(missing)}: it takes {', '.join(parameters)}" if missing else None
 
 
-def _memory_bytes(mx: Any) -> int:
+def memory_bytes(mx: Any) -> int:
     """What the device can use: of a GPU its own or its share of the machine's, else the container's or machine's."""
     info = mx.device_info()
     for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):

@@ -17,7 +17,7 @@ from lanes.engines.scripted import Script, ScriptedEngine, ScriptedTokenizer, pa
 from lanes.errors import ModelLoadFailed
 from lanes.host.examine import Examined
 from lanes.host.examine import examine as examine_files
-from lanes.host.probe import speculation_paths
+from lanes.host.probe import memory_bytes, speculation_paths
 from lanes.host.sources import OnBytes
 
 SCRIPTED_CONTEXT_TOKENS = 1 << 20
@@ -163,7 +163,11 @@ def _prepare_device() -> None:
     import mlx.core as mx  # noqa: PLC0415
     from vllm_mlx.mlx_streams import bind_generation_streams  # noqa: PLC0415
 
-    if mx.default_device() == mx.Device(mx.cpu):
+    from lanes.engines import buffers  # noqa: PLC0415
+
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    buffers.keep(None if on_cpu else memory_bytes(mx))
+    if on_cpu:
         from lanes.engines import cpu_attention  # noqa: PLC0415
 
         cpu_attention.install()
