@@ -127,9 +127,9 @@ class Batch:
     def step(self, limit_s: float | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
-        What copies the cache is a step of its own, in which nothing is read, so that none is long: after some have left
-        or joined, and of those that join, every other step at most. It copies as many layers as fit into ``limit_s``,
-        and the others in the next steps.
+        So that none is long, the batch rests while others join, every other step at most, and its cache, which has to
+        be copied when some have joined or left, is copied in steps of their own: as many layers as fit into
+        ``limit_s``, and the others in the next.
         """
         self._copied = None
         if not self._aborted and (self._uncopied or (self._to_copy and not self._joining)):
@@ -185,8 +185,9 @@ class Batch:
         Nobody may hold on to it, or the next step would copy it once more: what is waited for is something behind it.
         """
         running = self._scheduler.running_batch()
-        if self._to_copy and running is not None:
-            self._to_copy, self._uncopied, self._same_for = False, list(running.prompt_cache), 0
+        if self._to_copy:
+            self._to_copy, self._same_for = False, 0
+            self._uncopied = list(running.prompt_cache) if running is not None else []
         started_s = layer_started_s = time.perf_counter()
         while self._uncopied:
             compute([self._uncopied.pop()])
