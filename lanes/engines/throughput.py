@@ -35,9 +35,8 @@ UNDISTURBED_STEP_S: Final = 0.25
 SHARES: Final = {"prefill": 3.0, "decode": 1.0}
 """Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
 
-PREFILL_AIM: Final = 0.85
-DECODE_AIM: Final = 0.7
-"""Shares of a bound that steps are made for: measurements scatter, and a batch's sequences grow, too."""
+AIM: Final = 0.7
+"""Share of a bound that a step is made for: sequences grow, measurements scatter."""
 
 
 class ThroughputEngine:
@@ -122,9 +121,9 @@ class ThroughputEngine:
         self._under_way.append(piece)
         match self._share.select(kinds):
             case "prefill":
-                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else PREFILL_AIM * limit_s)
+                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
             case "decode":
-                return self._decode(piece, None if limit_s is None else DECODE_AIM * limit_s)
+                return self._decode(piece, None if limit_s is None else AIM * limit_s)
             case _:
                 return []
 
@@ -184,7 +183,7 @@ class ThroughputEngine:
         ready = prompt.ready()
         prompt.leave(self._prompt_caches)  # a batch copies what joins it
         shapes = [(len(batch), batch.longest) for batch in self._batches]
-        index = self._costs.place(len(ready.token_ids), shapes, DECODE_AIM * self._max_step_s)
+        index = self._costs.place(len(ready.token_ids), shapes, AIM * self._max_step_s)
         if index is None:
             empty = (index for index, batch in enumerate(self._batches) if not len(batch))
             index = next(empty, len(self._batches))
