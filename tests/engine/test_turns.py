@@ -211,6 +211,7 @@ def test_closed_engines_give_the_memory_back(pair, held_out, lane):
     assert kept > 0
     getattr(lanes, lane).close()
     assert lanes.kept.size_bytes == 0
+    mx.synchronize()  # a step that is under way holds on to what it reads
     assert mx.get_active_memory() <= before - kept
 
 
