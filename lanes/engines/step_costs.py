@@ -28,7 +28,7 @@ MIN_SPREAD: Final = 0.05
 
 SURPRISE: Final = 2.0
 """A step can take longer than it must for many reasons, the first of a shape for seconds, but never less than it must:
-what is above the expected by more than this factor counts as that, and what is as far below starts anew."""
+what is above the expected by more than this factor counts as that, and what is as far below refutes what was learnt."""
 
 
 def chunk_size(tokens: int) -> int:

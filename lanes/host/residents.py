@@ -22,6 +22,7 @@ from lanes.host.sources import OnBytes
 
 SCRIPTED_CONTEXT_TOKENS = 1 << 20
 TRIAL_TOKENS = 6
+"""So many that the engine learns what a step of a small batch takes: its first ones do not count."""
 
 
 class Resident:

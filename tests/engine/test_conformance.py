@@ -54,8 +54,9 @@ REAL = [speculative, both, plain, throughput]
 @pytest.fixture(scope="module", params=REAL, ids=lambda make: make.__name__)
 def suite(request, pair, held_out):
     poison = (*held_out[3][:4], MARKER)
-    shares_fate = request.param is throughput
-    return EngineSuite(request.param(pair), held_out[:4], poison=poison, shares_fate=shares_fate)
+    batches = request.param is throughput
+    barren_steps = 1 + len(pair.target.layers) if batches else 1
+    return EngineSuite(request.param(pair), held_out[:4], poison=poison, shares_fate=batches, barren_steps=barren_steps)
 
 
 @pytest.mark.parametrize("check", CHECKS)
