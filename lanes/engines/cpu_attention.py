@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-_LOG2_E: Final = math.log2(math.e)
+LOG2_E: Final = math.log2(math.e)
 _COEFFICIENTS: Final = (0.00134004, 0.00967604, 0.05550327, 0.24022107, 0.69314721, 1.00000008)
 """Of 2**x, highest power first."""
 
@@ -26,6 +26,7 @@ BLOCK = 1 << 17
 8 MB took two and a half times as long for each."""
 
 _SMALLEST_EXPONENT: Final = -126.0
+LARGEST_EXPONENT: Final = 126.0
 _MANTISSA_BITS: Final = 23
 
 _builtin = mx.fast.scaled_dot_product_attention
@@ -37,7 +38,7 @@ def install() -> None:
 
 
 def exp2(t: mx.array) -> mx.array:
-    """2**t for fp32 ``t`` of at most 0; below 2**-126 it stays there, about 1e-38."""
+    """2**t for fp32 ``t`` of at most 126; below 2**-126 it stays there, about 1e-38."""
     t = mx.maximum(t, _SMALLEST_EXPONENT)
     exponent = mx.round(t)
     rest = t - exponent
@@ -77,7 +78,7 @@ def attention(
     batch, heads, queries, _ = q.shape
     key_heads, keys = k.shape[1], k.shape[2]
     shared = heads // key_heads
-    q = (q * (scale * _LOG2_E)).reshape(batch, key_heads, shared, queries, -1)
+    q = (q * (scale * LOG2_E)).reshape(batch, key_heads, shared, queries, -1)
     if isinstance(mask, str):
         mask = _causal(queries, keys) if queries > 1 else None
     if mask is not None:
@@ -132,4 +133,4 @@ def _part(mask: mx.array, heads: slice, rows: slice) -> mx.array:
 def _masked(scores: mx.array, mask: mx.array) -> mx.array:
     if mask.dtype == mx.bool_:
         return mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    return scores + mask * _LOG2_E
+    return scores + mask * LOG2_E

@@ -169,9 +169,10 @@ def _prepare_device() -> None:
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     buffers.keep(None if on_cpu else memory_bytes(mx))
     if on_cpu:
-        from lanes.engines import cpu_attention  # noqa: PLC0415
+        from lanes.engines import cpu_activations, cpu_attention  # noqa: PLC0415
 
         cpu_attention.install()
+        cpu_activations.install()
     elif mx.cuda.is_available():
         from lanes.engines import cuda_attention  # noqa: PLC0415
 

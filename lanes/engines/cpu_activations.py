@@ -1,0 +1,31 @@
+"""The gated activation of feed-forward layers on MLX's CPU backend, where its exponentials took a fifth of a chunk.
+
+What is said of ``exp`` in :mod:`lanes.engines.cpu_attention` holds here, too: mlx-lm's ``swiglu`` takes 30 ns for each
+number, 0.7 ms for 16 tokens of 1,408 dimensions; out of additions and products it is 0.2 ms.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import mlx.core as mx
+from mlx_lm.models import activations
+
+from lanes.engines.cpu_attention import LARGEST_EXPONENT, LOG2_E, exp2
+
+_builtin = activations.swiglu
+
+
+def install() -> None:
+    """Let every model of this process use it. Those that were imported before hold mlx-lm's by name."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlx_lm.models.") and getattr(module, "swiglu", None) is _builtin:
+            module.swiglu = swiglu  # type: ignore[attr-defined]
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """``silu(gate) * x``, element by element, as mlx-lm has it; other types than fp32 are left to that."""
+    if gate.dtype != mx.float32 or x.dtype != mx.float32:
+        builtin: mx.array = _builtin(gate, x)
+        return builtin
+    return gate * x / (1 + exp2(mx.minimum(gate * -LOG2_E, LARGEST_EXPONENT)))
