@@ -1,10 +1,12 @@
 """``bench weights``: two lanes that always have work, while their weights change.
 
 In a cycle, each lane alone, then both, with one pair of weights after the other, set through
-``PATCH /admin/lanes/{lane}`` while they run, and each alone again; several cycles, as the machine drifts. Shares are of
-the device time that the router reports, over windows of ten seconds from one heartbeat of its host to another. A lane's
-*normalised* throughput is its tokens/s over those it has alone; the sum of both says what sharing costs. Last, a person
-with pauses beside the throughput lane.
+``PATCH /admin/lanes/{lane}`` while they run, and each alone again. Shares are of the device time that the router
+reports, over windows of ten seconds from one heartbeat of its host to another. A lane's *normalised* throughput is its
+tokens/s over those it has alone in the same cycle; the sum of both says what sharing costs. There are several cycles,
+each beginning with other weights, and the median of their sums counts: a machine that is shared with others makes the
+same matrix products in 1 to 1.8 times the time, from one two seconds to the next. Last, a person with pauses beside the
+throughput lane.
 
 Tokens are those of the router's usage, so the target may be any. Both lanes sample: greedy answers repeat themselves,
 and how soon they do would decide how much speculation gains. It gains up to twice as much on one text as on another all
@@ -19,8 +21,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Final
 
 import anyio
@@ -32,11 +34,26 @@ from bench.client import Completion
 from bench.device import device
 from bench.load import Agents, Caller, Person, again_and_again, prompts, reported_tokens, ttfts_ms
 from bench.reporting import add_save, machine, print_bars, save
-from bench.weights_report import Found, Rates, Reading, Split, alone_line, bars, device_used, shares, table, ttft_line
+from bench.weights_report import (
+    Cycle,
+    Found,
+    Rates,
+    Reading,
+    Split,
+    alone_line,
+    bars,
+    device_used,
+    shares,
+    table,
+    ttft_line,
+)
+
+Weights = tuple[float, float]
+"""Interactive lane first."""
 
 MODEL: Final = "measured"
-WEIGHTS: Final = ((1.0, 1.0), (4.0, 1.0), (16.0, 1.0))
-PERSONS_WEIGHTS: Final = (8.0, 1.0)
+WEIGHTS: Final[tuple[Weights, ...]] = ((1.0, 1.0), (4.0, 1.0), (16.0, 1.0))
+PERSONS_WEIGHTS: Final[Weights] = (8.0, 1.0)
 WINDOW_S: Final = 10.0
 CHANGE_S: Final = 2.0
 STARTED_S: Final = 5.0
@@ -66,8 +83,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
     interactive: int = 2
     background: int = 8
-    seconds: float = 20.0
-    cycles: int = 2
+    seconds: float = 10.0
+    cycles: int = 5
     interactive_prompt_tokens: int = 64
     interactive_tokens: int = 128
     background_prompt_tokens: tuple[int, int] = (50, 1000)
@@ -87,8 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, nargs=2, default=(50, 1000), metavar=("LOW", "HIGH"), help="tokens of their prompts"
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase")
-    parser.add_argument("--cycles", type=int, default=2, help="how often everything is measured")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
+    parser.add_argument("--cycles", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--questions", type=int, default=24, help="of the person to the idle server")
     parser.add_argument(
         "--sum-bound", type=float, help=f"of normalised throughputs; {SUM_BOUND_CPU} on a CPU, else {SUM_BOUND_GPU}"
@@ -142,34 +159,42 @@ async def _measure(server: servers.Server, load: Load) -> Found:
         interactive = _Lane(lambda: _interactive(client, server, load), load.interactive)
         throughput = _Lane(lambda: _throughput(client, server, load), load.background)
         interactive_alone = [await _alone(interactive, load)]
-        throughput_alone: list[Span] = []
-        windows: list[list[Window]] = [[] for _ in WEIGHTS]
-        for _ in range(load.cycles):
+        throughput_alone: list[tuple[Span, Span]] = []
+        windows: list[dict[Weights, Window]] = []
+        for cycle in range(load.cycles):
+            first = cycle % len(WEIGHTS)
             async with throughput.busy() as agents:
                 await agents.settled()
-                throughput_alone.append(await _alone_again(load))
-                for weights, found in zip(WEIGHTS, windows, strict=True):
-                    found.append(await _split(client, weights, interactive, load))
-                throughput_alone.append(await _alone_again(load))
+                before = await _alone_again(load)
+                windows.append(
+                    {w: await _split(client, w, interactive, load) for w in WEIGHTS[first:] + WEIGHTS[:first]}
+                )
+                throughput_alone.append((before, await _alone_again(load)))
             interactive_alone.append(await _alone(interactive, load))
         idle, busy, gave_up_s = await _person(client, server, load, throughput)
     return Found(
-        interactive_alone=tuple(interactive.tokens_per_s(span) for span in interactive_alone),
-        throughput_alone=tuple(throughput.tokens_per_s(span) for span in throughput_alone),
-        splits=tuple(
-            Split(
-                weights=weights,
-                shares=tuple(share for readings, _ in found for share in shares(readings)),
-                device_used=mean(device_used(readings) for readings, _ in found),
-                rates=Rates(
-                    mean(interactive.tokens_per_s(span) for _, span in found),
-                    mean(throughput.tokens_per_s(span) for _, span in found),
-                ),
+        cycles=tuple(
+            Cycle(
+                interactive_alone=(interactive.tokens_per_s(before), interactive.tokens_per_s(after)),
+                throughput_alone=(throughput.tokens_per_s(alone[0]), throughput.tokens_per_s(alone[1])),
+                splits=tuple(_found(weights, found[weights], interactive, throughput) for weights in WEIGHTS),
             )
-            for weights, found in zip(WEIGHTS, windows, strict=True)
+            for (before, after), alone, found in zip(
+                pairwise(interactive_alone), throughput_alone, windows, strict=True
+            )
         ),
         ttft_idle_ms=tuple(ttfts_ms(idle)),
         ttft_busy_ms=tuple(ttfts_ms(busy, gave_up_s)),
+    )
+
+
+def _found(weights: Weights, window: Window, interactive: _Lane, throughput: _Lane) -> Split:
+    readings, span = window
+    return Split(
+        weights=weights,
+        shares=shares(readings),
+        device_used=device_used(readings),
+        rates=Rates(interactive.tokens_per_s(span), throughput.tokens_per_s(span)),
     )
 
 
@@ -214,7 +239,7 @@ async def _passed(seconds: float) -> Span:
     return started_s, time.perf_counter()
 
 
-async def _split(client: httpx.AsyncClient, weights: tuple[float, float], interactive: _Lane, load: Load) -> Window:
+async def _split(client: httpx.AsyncClient, weights: Weights, interactive: _Lane, load: Load) -> Window:
     """Both lanes with these weights."""
     async with interactive.busy():
         await anyio.sleep(STARTED_S)
@@ -227,7 +252,7 @@ async def _split(client: httpx.AsyncClient, weights: tuple[float, float], intera
     return readings, (readings[0].at_s, readings[-1].at_s)
 
 
-async def _set_weights(client: httpx.AsyncClient, weights: tuple[float, float]) -> None:
+async def _set_weights(client: httpx.AsyncClient, weights: Weights) -> None:
     for lane, weight in zip(("interactive", "throughput"), weights, strict=True):
         (await client.patch(f"/admin/lanes/{lane}", json={"weight": weight})).raise_for_status()
 

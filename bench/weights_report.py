@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import mean
 
@@ -31,7 +31,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     """Both lanes with one pair of weights, interactive first.
 
     ``shares`` are the interactive lane's of the device time that was used, one for each window; ``device_used`` is that
-    time over the time that passed. Of several cycles it and the rates are the means.
+    time over the time that passed.
     """
 
     weights: tuple[float, float]
@@ -55,23 +55,62 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
         return abs(self.worst_share / self.configured - 1)
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement: tokens/s of each lane whenever it was alone, and what both did together."""
+class Cycle(msgspec.Struct, frozen=True, kw_only=True):
+    """Each lane alone, both with each pair of weights, and each alone again, within two minutes or so: tokens/s."""
 
-    interactive_alone: tuple[float, ...]
-    throughput_alone: tuple[float, ...]
+    interactive_alone: tuple[float, float]
+    throughput_alone: tuple[float, float]
     splits: tuple[Split, ...]
+
+    def normalised(self, split: Split) -> Rates:
+        """Each lane's throughput over what it had alone, before and after."""
+        return Rates(
+            split.rates.interactive / mean(self.interactive_alone), split.rates.throughput / mean(self.throughput_alone)
+        )
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole measurement. Each cycle has splits of the same weights, in the same order."""
+
+    cycles: tuple[Cycle, ...]
     ttft_idle_ms: tuple[float, ...]
     ttft_busy_ms: tuple[float, ...]
 
-    def solo(self) -> Rates:
-        """The mean of a lane by itself."""
-        return Rates(mean(self.interactive_alone), mean(self.throughput_alone))
+    @property
+    def summaries(self) -> list[Summary]:
+        """One for each pair of weights."""
+        by_weights = zip(*(cycle.splits for cycle in self.cycles), strict=True)
+        return [Summary(splits, tuple(self._normalised(splits))) for splits in by_weights]
 
-    def normalised(self, split: Split) -> Rates:
-        """Each lane's throughput over its own by itself."""
-        solo = self.solo()
-        return Rates(split.rates.interactive / solo.interactive, split.rates.throughput / solo.throughput)
+    def _normalised(self, splits: tuple[Split, ...]) -> Iterator[Rates]:
+        for cycle, split in zip(self.cycles, splits, strict=True):
+            yield cycle.normalised(split)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """One pair of weights, over all cycles.
+
+    Throughputs are medians: a machine that is shared with others is slower at times, by up to half and for seconds.
+    """
+
+    splits: tuple[Split, ...]
+    normalised: tuple[Rates, ...]
+
+    @property
+    def weights(self) -> str:
+        """As a ratio."""
+        interactive, throughput = self.splits[0].weights
+        return f"{interactive:g}:{throughput:g}"
+
+    @property
+    def worst(self) -> Split:
+        """Of the cycle whose share was farthest from the configured one."""
+        return max(self.splits, key=lambda split: split.error)
+
+    @property
+    def sums(self) -> list[float]:
+        """Of both normalised throughputs, in order of the cycles."""
+        return [rates.interactive + rates.throughput for rates in self.normalised]
 
 
 def shares(readings: Sequence[Reading]) -> tuple[float, ...]:
@@ -94,33 +133,29 @@ def device_used(readings: Sequence[Reading]) -> float:
 def bars(found: Found, sum_bound: float) -> list[Bar]:
     """What weights promise, held against one run."""
     promises: list[Bar] = []
-    for split in found.splits:
-        normalised = found.normalised(split)
-        total = normalised.interactive + normalised.throughput
+    for summary in found.summaries:
         promises += [
-            at_most(f"interactive share of device time, relative error, {_ratio(split)}", split.error, 0.05),
-            at_least(f"sum of normalised throughputs, {_ratio(split)}", total, sum_bound),
+            at_most(f"interactive share of device time, relative error, {summary.weights}", summary.worst.error, 0.05),
+            at_least(f"sum of normalised throughputs, {summary.weights}", median(summary.sums), sum_bound),
         ]
     busy_to_idle = median(found.ttft_busy_ms) / median(found.ttft_idle_ms)
     return [*promises, at_most("TTFT busy : idle, a person beside the throughput lane", busy_to_idle, 1.5)]
 
 
 def table(found: Found) -> str:
-    """Markdown: a row for each pair of weights, and one of the means of each lane alone."""
+    """Markdown: a row for each pair of weights, and one of each lane alone; of several cycles the medians."""
     columns = (
         *("weights", "interactive share: configured", "measured, worst window", "relative error"),
-        *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum"),
+        *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum", "sums"),
     )
-    solo = found.solo()
-    rows = [_cells(split, found.normalised(split)) for split in found.splits]
-    alone = ("each lane alone", *[""] * 5, f"{solo.interactive:.1f}", f"{solo.throughput:.1f}", "")
-    return markdown(columns, [*rows, alone])
+    interactive, throughput = (median(rates) for rates in _alone(found))
+    alone = ("each lane alone", *[""] * 5, f"{interactive:.1f}", f"{throughput:.1f}", "", "")
+    return markdown(columns, [*map(_cells, found.summaries), alone])
 
 
 def alone_line(found: Found) -> str:
     """How steady the machine was: each lane alone, every time."""
-    interactive = ", ".join(f"{rate:.1f}" for rate in found.interactive_alone)
-    throughput = ", ".join(f"{rate:.1f}" for rate in found.throughput_alone)
+    interactive, throughput = (", ".join(f"{rate:.1f}" for rate in rates) for rates in _alone(found))
     return f"Alone, in order: interactive {interactive}; throughput {throughput} tokens/s"
 
 
@@ -133,19 +168,28 @@ def ttft_line(found: Found) -> str:
     )
 
 
-def _cells(split: Split, normalised: Rates) -> tuple[str, ...]:
-    return (
-        _ratio(split),
-        f"{split.configured:.2%}",
-        f"{split.worst_share:.2%}",
-        f"{split.error:.1%}",
-        f"{abs(split.worst_share - split.configured):.2%}",
-        f"{split.device_used:.0%}",
-        f"{split.rates.interactive:.1f} ({normalised.interactive:.3f})",
-        f"{split.rates.throughput:.1f} ({normalised.throughput:.3f})",
-        f"{normalised.interactive + normalised.throughput:.3f}",
+def _alone(found: Found) -> tuple[list[float], list[float]]:
+    """All rates of each lane alone, in order; the last of a cycle is the next one's first."""
+    interactive = [found.cycles[0].interactive_alone[0], *(cycle.interactive_alone[1] for cycle in found.cycles)]
+    return interactive, [rate for cycle in found.cycles for rate in cycle.throughput_alone]
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    worst, sums = summary.worst, summary.sums
+    interactive, throughput = (
+        f"{median([getattr(split.rates, lane) for split in summary.splits]):.1f} "
+        f"({median([getattr(rates, lane) for rates in summary.normalised]):.3f})"
+        for lane in ("interactive", "throughput")
     )
-
-
-def _ratio(split: Split) -> str:
-    return f"{split.weights[0]:g}:{split.weights[1]:g}"
+    return (
+        summary.weights,
+        f"{worst.configured:.2%}",
+        f"{worst.worst_share:.2%}",
+        f"{worst.error:.1%}",
+        f"{abs(worst.worst_share - worst.configured):.2%}",
+        f"{median([split.device_used for split in summary.splits]):.0%}",
+        interactive,
+        throughput,
+        f"{median(sums):.3f}",
+        f"{min(sums):.2f} to {max(sums):.2f}",
+    )

@@ -22,8 +22,10 @@ import mlx.core as mx
 from mlx_lm.generate import GenerationBatch
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
+from lanes.engines import hybrid
 from lanes.engines.base import Emission, Handover
-from lanes.engines.batch_cache import joining
+from lanes.engines.batch_cache import BatchCache, joining
+from lanes.engines.hybrid import Chunk
 from lanes.engines.kv_layers import compute
 from lanes.engines.sampling import TokenChooser, draw
 from lanes.wire import Sampling
@@ -117,6 +119,11 @@ class Batch:
         return max(self._tokens.values(), default=0)
 
     @property
+    def cache_tokens(self) -> int:
+        """Tokens of its cache, as all sequences are padded to the longest."""
+        return len(self) * self.longest
+
+    @property
     def same_for(self) -> int:
         """Steps since a sequence joined or left, that one not counted.
 
@@ -124,12 +131,22 @@ class Batch:
         """
         return self._same_for
 
-    def step(self, limit_s: float | None = None) -> list[Emission]:
+    @property
+    def carries(self) -> bool:
+        """True if the next step is a plain decode step, which a chunk can be computed in."""
+        if self._joining or self._aborted or self._to_copy or self._uncopied:
+            return False
+        running = self._scheduler.running_batch()
+        return running is not None and bool(running.prompt_cache) and hybrid.fits(running.prompt_cache, BatchCache)
+
+    def step(self, limit_s: float | None = None, chunk: Chunk | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
         So that none is long, the batch rests while others join, every other step at most, and its cache, which has to
         be copied when some have joined or left, is copied in steps of their own: as many layers as fit into
         ``limit_s``, and the others in the next.
+
+        Where it :attr:`carries` one, a ``chunk`` of a prompt is computed in the same pass.
         """
         self._copied = None
         if not self._aborted and (self._uncopied or (self._to_copy and not self._joining)):
@@ -139,8 +156,10 @@ class Batch:
         self._rested = bool(self._joining) and not self._rested
         running = self._scheduler.running_batch()
         if running is not None:
-            running.rests = self._rested
+            running.rests, running.chunk = self._rested, chunk
         outputs = self._scheduler.step().outputs
+        if running is not None:
+            running.chunk = None
         self._joining.clear()
         emissions = []
         for output in outputs:
@@ -285,6 +304,9 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
     rests = False
     """Skip the next step: the scheduler lets sequences in behind it, and both would make one long piece."""
 
+    chunk: Chunk | None = None
+    """Computed in the next step."""
+
     def next(self) -> list[Any]:
         """A step and what the one before it brought; nothing if it rests."""
         if self.rests:
@@ -296,13 +318,14 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
     def _step(self) -> tuple[list[int], list[None]]:
         """Dispatch a step, and wait for the one before: its tokens, and nothing in place of their log-probabilities."""
         inputs: mx.array = self._next_tokens  # type: ignore[has-type]
-        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
+        chunk, self.chunk = self.chunk, None
+        logits = hybrid.decode(self.model, inputs, self.prompt_cache, chunk)
         processors = [processor for (processor,) in self.logits_processors]
         if any(processor.adjusts for processor in processors):
             logits = mx.concatenate([self._adjusted(logits, row, inputs) for row in range(len(processors))])
         positions = [processor.next_position() for processor in processors]
         self._next_tokens = draw(logits, [processor.sampling for processor in processors], positions)
-        mx.async_eval(self._next_tokens)  # type: ignore[no-untyped-call]
+        mx.async_eval(self._next_tokens, chunk.under_way if chunk else [])  # type: ignore[no-untyped-call]
         token_ids = cast(list[int], inputs.tolist())
         for sequence, token_id in zip(self.tokens, token_ids, strict=True):
             sequence.append(token_id)

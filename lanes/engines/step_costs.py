@@ -19,6 +19,18 @@ WORTH_SPLITTING: Final = 2.5
 """A batch is not split before its step takes so many times what reading the weights alone takes: its halves would take
 0.7 of it each, and 1.4 times as long together."""
 
+CARRIED_ROWS: Final = (16, 32, 48, 64, 96, 128)
+"""Sequences and tokens of a decode step that carries a chunk: matrix products come in multiples of 16 rows, and one of
+24 takes longer than one of 32 (OpenBLAS on an AMD CPU). Of more the weights are a small part."""
+
+CARRIES: Final = 1.5
+"""A decode step that takes its limit by itself carries what makes it half as long again: a chunk of its own would take
+about as long as the step."""
+
+UNMEASURED_CARRIED: Final = 0.6
+LEAST_CARRIED: Final = 0.1
+"""What is learnt of carried chunks is a small difference of what scatters: they never cost less than this share."""
+
 KEPT_POINTS: Final = 3.0
 """Weight of what was learnt of other lengths, against the thirty of those that are usual now."""
 
@@ -116,12 +128,14 @@ class StepCosts:
 
     A decode step takes a constant, in which the weights are read, and so much for each token of KV cache: a batch is
     padded to its longest sequence, so these are sequences times that one's tokens. A chunk takes the same constant and,
-    for each of its tokens, a constant and so much for each token that it attends to.
+    for each of its tokens, a constant and so much for each token that it attends to. A decode step that carries a chunk
+    takes a share of the latter more.
     """
 
     def __init__(self) -> None:
         self._decode = Line(KEPT_POINTS)
         self._chunk_token = Line(KEPT_POINTS)
+        self._carried_share = UNMEASURED_CARRIED
 
     def decoded(self, cache_tokens: int, seconds: float) -> None:
         """Book a decode step."""
@@ -131,6 +145,14 @@ class StepCosts:
         """Book a chunk of ``tokens``, the last of which attends to ``attended`` tokens."""
         own_s = max(seconds - self._decode.intercept, seconds / 2)  # what else is in it is no more than half
         self._chunk_token.observe(attended, own_s / tokens)
+
+    def carried(self, cache_tokens: int, tokens: int, attended: int, seconds: float) -> None:
+        """Book a decode step with a chunk of ``tokens`` in it, the last of which attends to ``attended`` tokens."""
+        alone_s = tokens * self._chunk_token.at(attended)
+        share = (seconds - self.decode_s(cache_tokens)) / alone_s if alone_s else 1.0
+        share = min(max(share, 0.0), 1.0)
+        self._carried_share += MEMORY * (share - self._carried_share)
+        self._carried_share = max(self._carried_share, LEAST_CARRIED)
 
     def decode_s(self, cache_tokens: int) -> float:
         """Expected seconds of a decode step; 0 before any."""
@@ -151,6 +173,25 @@ class StepCosts:
         token_s = {size: self.chunk_s(size, offset + size) / size for size in fitting}
         best_s = min(token_s.values())
         return max(size for size in fitting if token_s[size] <= AS_GOOD * best_s)
+
+    def carried_tokens(self, sequences: int, longest: int, offset: int, limit_s: float) -> int:
+        """The largest chunk behind ``offset`` tokens that a decode step carries within ``limit_s``; 0 if none.
+
+        Args:
+            sequences: of the batch.
+            longest: tokens of the longest one.
+            offset: tokens before the chunk.
+            limit_s: how long the whole step should take.
+        """
+        if not (self._chunk_token.known and self._decode.known):
+            return 0
+        decode_s = self.decode_s(sequences * longest)
+        room_s = max(limit_s, CARRIES * decode_s) - decode_s
+        sizes = (rows - sequences for rows in CARRIED_ROWS if rows > sequences)
+        return max((size for size in sizes if self._carried_s(size, offset + size) <= room_s), default=0)
+
+    def _carried_s(self, tokens: int, attended: int) -> float:
+        return tokens * self._chunk_token.at(attended) * self._carried_share
 
     def place(self, length: int, batches: list[tuple[int, int]], limit_s: float) -> int | None:
         """The batch that a sequence of ``length`` tokens joins; None: one of its own, if that makes steps no longer.

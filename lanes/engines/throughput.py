@@ -1,8 +1,9 @@
 """The throughput lane's engine: continuous batching over one target, in pieces of bounded length.
 
 A piece is a chunk of one prompt's prefill, or one step of one batch (:class:`lanes.engines.batch.Batch`), which decodes
-or copies the batch's cache. A prompt is computed by itself, for only then its chunks can be of any size, and joins a
-batch with its KV cache.
+or copies the batch's cache. While nobody waits a prompt is computed by itself, in large chunks. While somebody does,
+chunks are small, and are computed in the decode steps where the model can (:mod:`lanes.engines.hybrid`). Either way a
+prompt has a KV cache of its own, and joins a batch with it.
 
 There may be several batches. A batch is padded to its longest sequence and copied whole when one joins or leaves, so
 sequences of like length go together, and a batch ends where its step would get long. Where reading the weights costs
@@ -11,6 +12,7 @@ more than the caches, as on a GPU, one batch is the cheapest, and there is only 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -20,8 +22,10 @@ import mlx.core as mx
 import msgspec
 from mlx_lm.models.cache import KVCache, make_prompt_cache, trim_prompt_cache
 
+from lanes.engines import hybrid
 from lanes.engines.base import Emission, Handover, SequenceSpec
 from lanes.engines.batch import Batch
+from lanes.engines.hybrid import Chunk
 from lanes.engines.kv_layers import KVLayers, compute
 from lanes.engines.prompt_caches import PromptCaches
 from lanes.engines.step_costs import StepCosts, chunk_size
@@ -119,6 +123,10 @@ class ThroughputEngine:
             kinds.append("prefill")
         piece = _Piece()
         self._under_way.append(piece)
+        if limit_s is not None and len(kinds) > 1 and self._carries(AIM * limit_s):
+            if self._next_batch().carries:
+                return self._both(piece, AIM * limit_s)
+            kinds = ["decode"]  # until it does
         match self._share.select(kinds):
             case "prefill":
                 return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
@@ -133,18 +141,24 @@ class ThroughputEngine:
         try:
             mx.eval(piece.arrays)
         except Exception as exc:
-            if piece.prompt is None:
+            if piece.prompt is None or piece.decodes:
                 raise
             return [self._failed(piece.prompt, exc)]
         elapsed_s = time.perf_counter() - since_s
-        if piece.prompt is not None:
-            self._share.charge("prefill", elapsed_s)
-            self._costs.prefilled(piece.tokens, piece.attended, elapsed_s)
-            self.computed_tokens += piece.tokens
-        elif piece.arrays:
-            self._share.charge("decode", elapsed_s)
-            if piece.tokens:
-                self._costs.decoded(piece.tokens, elapsed_s)
+        self.computed_tokens += piece.tokens
+        match piece.prompt is not None, piece.decodes:
+            case True, True:  # to neither's debit
+                for kind, share in SHARES.items():
+                    self._share.charge(kind, elapsed_s * share / sum(SHARES.values()))
+                if piece.cache_tokens:
+                    self._costs.carried(piece.cache_tokens, piece.tokens, piece.attended, elapsed_s)
+            case True, False:
+                self._share.charge("prefill", elapsed_s)
+                self._costs.prefilled(piece.tokens, piece.attended, elapsed_s)
+            case False, True:
+                self._share.charge("decode", elapsed_s)
+                if piece.cache_tokens:
+                    self._costs.decoded(piece.cache_tokens, elapsed_s)
         return []
 
     def close(self) -> None:
@@ -163,13 +177,47 @@ class ThroughputEngine:
         tokens = min(self._costs.chunk_tokens(prompt.offset, limit_s), prompt.remaining)
         try:
             if tokens:
-                piece.arrays = prompt.compute(tokens, chunk_size(tokens) if self._pads_chunks else tokens)
+                piece.arrays = prompt.compute(tokens, self._chunk_size(tokens))
                 piece.prompt, piece.tokens, piece.attended = prompt, tokens, prompt.offset
             if prompt.computed:
                 self._join(prompt)
                 self._prompts.popleft()
         except Exception as exc:  # its cache is its own: the other sequences go on
             return [self._failed(prompt, exc)]
+        return emissions
+
+    def _chunk_size(self, tokens: int) -> int:
+        return chunk_size(tokens) if self._pads_chunks else tokens
+
+    @functools.cached_property
+    def carries(self) -> bool:
+        """Whether the model can compute a chunk in a decode step. It is tried on a few tokens, once."""
+        return hybrid.works(self._target)
+
+    def _carries(self, limit_s: float) -> bool:
+        """Whether the oldest prompt is best computed in the steps of the batch whose turn it is."""
+        prompt, batch = self._prompts[0], self._next_batch()
+        if not (prompt.remaining and len(batch) and self.carries):
+            return False
+        return self._costs.carried_tokens(len(batch), batch.longest, prompt.offset, limit_s) > 0
+
+    def _both(self, piece: _Piece, limit_s: float) -> list[Emission]:
+        """A step of the batch whose turn it is, with a chunk of the oldest prompt in it."""
+        prompt, batch = self._prompts[0], self._next_batch()
+        emissions = prompt.resume(self._prompt_caches)
+        wanted = self._costs.carried_tokens(len(batch), batch.longest, prompt.offset, limit_s)
+        tokens = min(wanted, prompt.remaining)
+        chunk = prompt.chunk(tokens, self._chunk_size(tokens)) if tokens else None  # all of it may be known
+        emissions += self._decode(piece, limit_s, chunk)
+        if chunk is not None and chunk.error is not None:
+            return [*emissions, self._failed(prompt, chunk.error)]
+        if chunk is not None and chunk.computed:
+            prompt.computed_chunk(chunk, tokens)
+            piece.arrays += chunk.under_way
+            piece.prompt, piece.tokens, piece.attended = prompt, tokens, prompt.offset
+        if prompt.computed:
+            self._join(prompt)
+            self._prompts.popleft()
         return emissions
 
     def _failed(self, prompt: _Prompt, exc: Exception) -> Emission:
@@ -192,16 +240,21 @@ class ThroughputEngine:
             self._turns.append(self._batches[-1])
         self._batches[index].add(ready)
 
-    def _decode(self, piece: _Piece, copy_limit_s: float | None) -> list[Emission]:
+    def _next_batch(self) -> Batch:
+        """The batch whose turn it is, of those that have work."""
         while not self._turns[0].has_work():
             self._turns.rotate(-1)
-        batch = self._turns[0]
+        return self._turns[0]
+
+    def _decode(self, piece: _Piece, copy_limit_s: float | None, chunk: Chunk | None = None) -> list[Emission]:
+        batch = self._next_batch()
         self._turns.rotate(-1)
-        cache_tokens = len(batch) * batch.longest
-        emissions = batch.step(copy_limit_s)
+        cache_tokens = batch.cache_tokens
+        emissions = batch.step(copy_limit_s, chunk)
         piece.arrays = batch.under_way()
+        piece.decodes = bool(piece.arrays)
         if batch.same_for > 1:
-            piece.tokens = cache_tokens
+            piece.cache_tokens = cache_tokens
         self.computed_tokens += sum(len(emission.token_ids) for emission in emissions)
         return emissions
 
@@ -260,17 +313,26 @@ class _Prompt:
 
         Returns what is evaluated when the device is through with it.
         """
+        chunk = self.chunk(tokens, size)
+        self._target(mx.array(chunk.token_ids)[None], cache=chunk.cache)
+        chunk.computed = True
+        self.computed_chunk(chunk, tokens)
+        mx.async_eval(chunk.under_way)  # type: ignore[no-untyped-call]
+        return chunk.under_way
+
+    def chunk(self, tokens: int, size: int) -> Chunk:
+        """The next chunk, of ``size`` where the cache can be cut back to its ``tokens``."""
         if self._cache is None:
             self._cache = make_prompt_cache(self._target)
-        padding = size - tokens if all(type(layer) is KVCache for layer in self._cache) else 0
-        chunk = mx.array(self.handover.token_ids[self.offset : self.offset + tokens] + (0,) * padding)
-        self._target(chunk[None], cache=self._cache)
+        padding = size - tokens if hybrid.fits(self._cache, KVCache) else 0
+        return Chunk(self.handover.token_ids[self.offset : self.offset + tokens] + (0,) * padding, self._cache)
+
+    def computed_chunk(self, chunk: Chunk, tokens: int) -> None:
+        """Go on behind ``chunk``, which was dispatched."""
+        padding = len(chunk.token_ids) - tokens
         if padding:
-            trim_prompt_cache(self._cache, padding)
+            trim_prompt_cache(chunk.cache, padding)
         self.offset += tokens
-        states: list[mx.array] = [layer.state for layer in self._cache]
-        mx.async_eval(states)  # type: ignore[no-untyped-call]
-        return states
 
     def ready(self) -> Handover:
         """The sequence with its cache, which is empty if there is nothing in front of its last token."""
@@ -279,12 +341,14 @@ class _Prompt:
 
 
 class _Piece(msgspec.Struct):
-    """A piece of work under way: a chunk of ``prompt``, else a batch's step.
+    """A piece of work under way: a chunk of ``prompt``, of so many ``tokens``, or a batch's step, or both in one.
 
-    ``tokens`` are the chunk's, or those of the batch's cache; 0 where there is nothing to learn from.
+    ``cache_tokens`` are those of the batch's cache, 0 where there is nothing to learn from.
     """
 
     prompt: _Prompt | None = None
     tokens: int = 0
     attended: int = 0
+    decodes: bool = False
+    cache_tokens: int = 0
     arrays: list[mx.array] = []

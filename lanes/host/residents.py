@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from lanes.host.examine import Examined
 from lanes.host.examine import examine as examine_files
 from lanes.host.probe import memory_bytes, speculation_paths
 from lanes.host.sources import OnBytes
+
+log = logging.getLogger(__name__)
 
 SCRIPTED_CONTEXT_TOKENS = 1 << 20
 TRIAL_TOKENS = 6
@@ -140,6 +143,7 @@ def _pair(
     throughput = ThroughputEngine(pair.target, pair.eos, batches.max_active, batches.max_step_s, prompt_caches)
     yield wire.ModelProgress(pair.info.name, "calibrating")
     _try_batch(throughput, prompt)
+    log.info("%s: decode steps %s chunks of prompts", pair.info.name, "carry" if throughput.carries else "cannot carry")
     mx.clear_cache()
     return Resident(
         msgspec.structs.replace(pair.info, load_s=round(time.monotonic() - started_s, 3)),

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from bench.weights import Load, configuration
-from bench.weights_report import Found, Rates, Reading, Split, alone_line, bars, device_used, shares, table
+from bench.weights_report import Cycle, Found, Rates, Reading, Split, alone_line, bars, device_used, shares, table
 from policies.load import load
 
 BUSY = Rates(80.0, 40.0)
@@ -14,14 +14,12 @@ def split(weights=(4.0, 1.0), measured=(0.8, 0.79), rates=BUSY):
     return Split(weights=weights, shares=measured, device_used=0.99, rates=rates)
 
 
-def found(*splits, busy_ms=30.0):
-    return Found(
-        interactive_alone=(90.0, 110.0),
-        throughput_alone=(190.0, 200.0, 210.0),
-        splits=splits or (split(),),
-        ttft_idle_ms=(20.0,) * 5,
-        ttft_busy_ms=(busy_ms,) * 5,
-    )
+def cycle(*splits, interactive=(90.0, 110.0), throughput=(190.0, 210.0)):
+    return Cycle(interactive_alone=interactive, throughput_alone=throughput, splits=splits or (split(),))
+
+
+def found(*splits, cycles=(), busy_ms=30.0):
+    return Found(cycles=cycles or (cycle(*splits),), ttft_idle_ms=(20.0,) * 5, ttft_busy_ms=(busy_ms,) * 5)
 
 
 def test_a_share_is_of_the_device_time_between_two_readings():
@@ -35,9 +33,18 @@ def test_the_window_farthest_from_the_weights_is_the_one_that_counts():
     assert split(measured=(0.8, 0.76)).error == pytest.approx(0.05)
 
 
-def test_throughputs_are_normalised_by_the_mean_of_what_each_lane_has_alone():
-    measured = found()
-    assert measured.normalised(measured.splits[0]) == Rates(0.8, 0.2)
+def test_throughputs_are_normalised_by_what_each_lane_has_alone_in_the_same_cycle():
+    slower = cycle(split(rates=Rates(20.0, 30.0)), interactive=(50.0, 50.0), throughput=(90.0, 110.0))
+    (summary,) = found(cycles=(cycle(), slower)).summaries
+    assert summary.normalised == (Rates(0.8, 0.2), Rates(0.4, 0.3))
+
+
+def test_the_median_of_the_sums_counts_and_the_worst_share_of_all():
+    slow = cycle(split(measured=(0.8, 0.77), rates=Rates(20.0, 10.0)))
+    measured = found(cycles=(cycle(), slow, cycle(split(rates=Rates(90.0, 44.0)))))
+    share, total, _ = bars(measured, 1.0)
+    assert total.measured == pytest.approx(1.0)
+    assert share.measured == pytest.approx(0.03 / 0.8, abs=1e-3)
 
 
 def test_promises_that_are_just_kept_are_kept():
@@ -60,7 +67,8 @@ def test_the_table_has_a_line_for_each_pair_of_weights_and_one_for_each_lane_alo
 
 
 def test_how_steady_the_machine_was_is_said():
-    assert alone_line(found()).endswith("interactive 90.0, 110.0; throughput 190.0, 200.0, 210.0 tokens/s")
+    line = alone_line(found(cycles=(cycle(), cycle(interactive=(110.0, 95.0)))))
+    assert line.endswith("interactive 90.0, 110.0, 95.0; throughput 190.0, 210.0, 190.0, 210.0 tokens/s")
 
 
 @pytest.mark.parametrize(

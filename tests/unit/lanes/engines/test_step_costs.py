@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lanes.engines.step_costs import AS_GOOD, SIZES, UNMEASURED_TOKENS, WORTH_SPLITTING, Line, StepCosts
+from lanes.engines.step_costs import (
+    AS_GOOD,
+    CARRIED_ROWS,
+    CARRIES,
+    SIZES,
+    UNMEASURED_TOKENS,
+    WORTH_SPLITTING,
+    Line,
+    StepCosts,
+)
 
 WEIGHTS_S, CACHE_TOKEN_S = 0.016, 2e-6
 TOKEN_S, ATTENDED_TOKEN_S = 6e-4, 5e-7
@@ -146,3 +155,41 @@ def test_where_the_weights_are_most_of_a_step_there_is_one_batch():
 def test_nothing_measured_means_one_batch():
     assert StepCosts().place(500, [(3, 100)], 0.05) == 0
     assert StepCosts().place(500, [], 0.05) is None
+
+
+def carrying(share):
+    """What is known after many steps whose chunks took so much of what they take alone."""
+    costs = learned()
+    for _ in range(200):
+        for tokens, attended in ((16, 200), (24, 600)):
+            alone_s = tokens * (costs.chunk_s(1, attended) - costs.chunk_s(0, attended))
+            costs.carried(2000, tokens, attended, costs.decode_s(2000) + share * alone_s)
+    return costs
+
+
+@given(st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 40), st.integers(1, 2000), st.floats(0.0, 1.0))
+def test_a_decode_step_carries_what_fits_into_its_limit_or_half_of_itself(share, sequences, longest, limit_s):
+    costs = carrying(share)
+    tokens = costs.carried_tokens(sequences, longest, 100, limit_s)
+    assert tokens == 0 or sequences + tokens in CARRIED_ROWS
+    decode_s = costs.decode_s(sequences * longest)
+    token_s = share * (costs.chunk_s(1, 100 + tokens) - costs.chunk_s(0, 100 + tokens))
+    assert tokens * token_s <= 1.01 * max(limit_s - decode_s, (CARRIES - 1) * decode_s)
+
+
+def test_the_less_a_chunk_adds_to_a_decode_step_the_larger_it_is():
+    assert carrying(0.2).carried_tokens(8, 300, 0, 0.05) > carrying(1.0).carried_tokens(8, 300, 0, 0.05)
+
+
+def test_nothing_is_carried_before_any_measurement_nor_by_a_batch_that_is_large_itself():
+    assert StepCosts().carried_tokens(8, 300, 0, 1.0) == 0
+    assert learned().carried_tokens(CARRIED_ROWS[-1], 300, 0, 1.0) == 0
+
+
+def test_steps_that_scatter_never_make_a_chunk_cost_nothing():
+    costs = learned()
+    for _ in range(500):
+        costs.carried(2000, 16, 200, 0.0)
+    least = carrying(LEAST_CARRIED)
+    for offset in (100, 1000, 4000):
+        assert costs.carried_tokens(8, 300, offset, 0.03) == least.carried_tokens(8, 300, offset, 0.03)
