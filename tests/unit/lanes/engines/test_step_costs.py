@@ -6,6 +6,7 @@ from lanes.engines.step_costs import (
     AS_GOOD,
     CARRIED_ROWS,
     CARRIES,
+    LEAST_CARRIED,
     SIZES,
     UNMEASURED_TOKENS,
     WORTH_SPLITTING,
