@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, median
 
 import msgspec
 
 from bench.reporting import Bar, at_least, at_most, markdown
-from bench.statistics import median, quantile
+from bench.statistics import quantile
 
 
 class Reading(msgspec.Struct, frozen=True):
