@@ -142,7 +142,9 @@ def measure(load: Load) -> Found:
 
 
 def configuration(load: Load) -> dict[str, object]:
-    """The router's: one model that stays, and room for every stream."""
+    """The router's: one model that stays, and room for every stream. No host stands by: the start of one takes most of a
+    core for eight seconds, which of two is a phase that is not like the others.
+    """
     pair = {"target": load.target} if load.target else {"target": "embedded:target", "draft": "embedded:draft"}
     return {
         "models": [{"name": MODEL, **pair, "keep_alive": -1, "preload": True}],
@@ -151,6 +153,7 @@ def configuration(load: Load) -> dict[str, object]:
             "throughput": {"max_active": max(32, load.background)},
         },
         "memory": {"prompt_caches": None},
+        "server": {"standby": False},
     }
 
 

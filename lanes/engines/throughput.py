@@ -54,11 +54,9 @@ class ThroughputEngine:
         prompt_caches: where prompts begin, and sequences leave what they computed; None: nowhere.
         pads_chunks: make the last chunk of a prompt as long as others are. On CUDA each new shape costs: a plan of 50
             to 80 ms if the chunk is a long one (:mod:`lanes.engines.cuda_attention`). None: there, and nowhere else.
-
-    Attributes:
-        runs_ahead: see :class:`lanes.engines.base.Engine`. A CPU computes what it is given while the next step is
-            built, and would charge that one for it: there, only while nobody waits.
     """
+
+    runs_ahead = True
 
     def __init__(
         self,
@@ -82,8 +80,6 @@ class ThroughputEngine:
         self._share: FairShare[str] = FairShare(SHARES)
         self._costs = StepCosts()
         self._under_way: deque[_Piece] = deque()
-        self._on_cpu = mx.default_device() == mx.Device(mx.cpu)
-        self.runs_ahead = True
         self.computed_tokens = 0
 
     def add(self, spec: SequenceSpec) -> None:
@@ -120,7 +116,6 @@ class ThroughputEngine:
 
     def step(self, limit_s: float | None = None) -> list[Emission]:
         """A chunk of the oldest prompt, or a step of the batch whose turn it is."""
-        self.runs_ahead = limit_s is None or not self._on_cpu
         if limit_s is not None:
             self._max_step_s = limit_s
         kinds = ["decode"] if any(batch.has_work() for batch in self._batches) else []
