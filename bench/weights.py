@@ -142,8 +142,8 @@ def measure(load: Load) -> Found:
 
 
 def configuration(load: Load) -> dict[str, object]:
-    """The router's: one model that stays, and room for every stream. No host stands by: the start of one takes most of a
-    core for eight seconds, which of two is a phase that is not like the others.
+    """The router's: one model that stays, and room for every stream. No host stands by: its start takes most of a core
+    for eight seconds, and where there are two, that phase is not like the others.
     """
     pair = {"target": load.target} if load.target else {"target": "embedded:target", "draft": "embedded:draft"}
     return {
