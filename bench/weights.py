@@ -3,9 +3,9 @@
 In a cycle, each lane alone, then both, with one pair of weights after the other, set through
 ``PATCH /admin/lanes/{lane}`` while they run, and each alone again. Shares are of the device time that the router
 reports, over windows of ten seconds from one heartbeat of its host to another. A lane's *normalised* throughput is its
-tokens/s over those it has alone in the same cycle; the sum of both says what sharing costs. There are several cycles,
-each beginning with other weights, and the median of their sums counts: a machine that is shared with others makes the
-same matrix products in 1 to 1.8 times the time, from one two seconds to the next. Last, a person with pauses beside the
+tokens/s over the median of those it has alone; the sum of both says what sharing costs. There are several cycles, each
+beginning with other weights, and the median of their sums counts: a machine that is shared with others makes the same
+matrix products in 1 to 1.8 times the time, from one two seconds to the next. Last, a person with pauses beside the
 throughput lane.
 
 Tokens are those of the router's usage, so the target may be any. Both lanes sample: greedy answers repeat themselves,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from statistics import mean, median
+from statistics import median
 
 import msgspec
 
@@ -56,17 +56,11 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
-    """Each lane alone, both with each pair of weights, and each alone again, within two minutes or so: tokens/s."""
+    """Each lane alone, both with each pair of weights, and each alone again: tokens/s."""
 
     interactive_alone: tuple[float, float]
     throughput_alone: tuple[float, float]
     splits: tuple[Split, ...]
-
-    def normalised(self, split: Split) -> Rates:
-        """Each lane's throughput over what it had alone, before and after."""
-        return Rates(
-            split.rates.interactive / mean(self.interactive_alone), split.rates.throughput / mean(self.throughput_alone)
-        )
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,24 +71,34 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     ttft_busy_ms: tuple[float, ...]
 
     @property
+    def interactive_alone(self) -> list[float]:
+        """Every time, in order; the last of a cycle is the next one's first."""
+        return [self.cycles[0].interactive_alone[0], *(cycle.interactive_alone[1] for cycle in self.cycles)]
+
+    @property
+    def throughput_alone(self) -> list[float]:
+        """Every time, in order."""
+        return [rate for cycle in self.cycles for rate in cycle.throughput_alone]
+
+    @property
+    def alone(self) -> Rates:
+        """What each lane has by itself: the median."""
+        return Rates(median(self.interactive_alone), median(self.throughput_alone))
+
+    @property
     def summaries(self) -> list[Summary]:
         """One for each pair of weights."""
-        by_weights = zip(*(cycle.splits for cycle in self.cycles), strict=True)
-        return [Summary(splits, tuple(self._normalised(splits))) for splits in by_weights]
-
-    def _normalised(self, splits: tuple[Split, ...]) -> Iterator[Rates]:
-        for cycle, split in zip(self.cycles, splits, strict=True):
-            yield cycle.normalised(split)
+        return [Summary(splits, self.alone) for splits in zip(*(cycle.splits for cycle in self.cycles), strict=True)]
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """One pair of weights, over all cycles.
+    """One pair of weights, over all cycles, and what each lane has alone.
 
-    Throughputs are medians: a machine that is shared with others is slower at times, by up to half and for seconds.
+    Medians: a machine that is shared with others is slower at times, by up to half and for seconds.
     """
 
     splits: tuple[Split, ...]
-    normalised: tuple[Rates, ...]
+    alone: Rates
 
     @property
     def weights(self) -> str:
@@ -108,9 +112,19 @@ class Summary(msgspec.Struct, frozen=True):
         return max(self.splits, key=lambda split: split.error)
 
     @property
+    def rates(self) -> Rates:
+        """Of both lanes together."""
+        rates = [split.rates for split in self.splits]
+        return Rates(median(rate.interactive for rate in rates), median(rate.throughput for rate in rates))
+
+    @property
     def sums(self) -> list[float]:
-        """Of both normalised throughputs, in order of the cycles."""
-        return [rates.interactive + rates.throughput for rates in self.normalised]
+        """Of both throughputs, each over its own alone, in order of the cycles."""
+        return [sum(self.normalised(split.rates)) for split in self.splits]
+
+    def normalised(self, rates: Rates) -> tuple[float, float]:
+        """Each lane's throughput over its own alone, interactive first."""
+        return rates.interactive / self.alone.interactive, rates.throughput / self.alone.throughput
 
 
 def shares(readings: Sequence[Reading]) -> tuple[float, ...]:
@@ -148,14 +162,15 @@ def table(found: Found) -> str:
         *("weights", "interactive share: configured", "measured, worst window", "relative error"),
         *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum", "sums"),
     )
-    interactive, throughput = (median(rates) for rates in _alone(found))
-    alone = ("each lane alone", *[""] * 5, f"{interactive:.1f}", f"{throughput:.1f}", "", "")
+    solo = found.alone
+    alone = ("each lane alone", *[""] * 5, f"{solo.interactive:.1f}", f"{solo.throughput:.1f}", "", "")
     return markdown(columns, [*map(_cells, found.summaries), alone])
 
 
 def alone_line(found: Found) -> str:
     """How steady the machine was: each lane alone, every time."""
-    interactive, throughput = (", ".join(f"{rate:.1f}" for rate in rates) for rates in _alone(found))
+    interactive = ", ".join(f"{rate:.1f}" for rate in found.interactive_alone)
+    throughput = ", ".join(f"{rate:.1f}" for rate in found.throughput_alone)
     return f"Alone, in order: interactive {interactive}; throughput {throughput} tokens/s"
 
 
@@ -168,19 +183,9 @@ def ttft_line(found: Found) -> str:
     )
 
 
-def _alone(found: Found) -> tuple[list[float], list[float]]:
-    """All rates of each lane alone, in order; the last of a cycle is the next one's first."""
-    interactive = [found.cycles[0].interactive_alone[0], *(cycle.interactive_alone[1] for cycle in found.cycles)]
-    return interactive, [rate for cycle in found.cycles for rate in cycle.throughput_alone]
-
-
 def _cells(summary: Summary) -> tuple[str, ...]:
-    worst, sums = summary.worst, summary.sums
-    interactive, throughput = (
-        f"{median([getattr(split.rates, lane) for split in summary.splits]):.1f} "
-        f"({median([getattr(rates, lane) for rates in summary.normalised]):.3f})"
-        for lane in ("interactive", "throughput")
-    )
+    worst, sums, rates = summary.worst, summary.sums, summary.rates
+    interactive, throughput = summary.normalised(rates)
     return (
         summary.weights,
         f"{worst.configured:.2%}",
@@ -188,8 +193,8 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         f"{worst.error:.1%}",
         f"{abs(worst.worst_share - worst.configured):.2%}",
         f"{median([split.device_used for split in summary.splits]):.0%}",
-        interactive,
-        throughput,
+        f"{rates.interactive:.1f} ({interactive:.3f})",
+        f"{rates.throughput:.1f} ({throughput:.3f})",
         f"{median(sums):.3f}",
         f"{min(sums):.2f} to {max(sums):.2f}",
     )

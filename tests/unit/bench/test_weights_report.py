@@ -14,7 +14,7 @@ def split(weights=(4.0, 1.0), measured=(0.8, 0.79), rates=BUSY):
     return Split(weights=weights, shares=measured, device_used=0.99, rates=rates)
 
 
-def cycle(*splits, interactive=(90.0, 110.0), throughput=(190.0, 210.0)):
+def cycle(*splits, interactive=(100.0, 100.0), throughput=(190.0, 210.0)):
     return Cycle(interactive_alone=interactive, throughput_alone=throughput, splits=splits or (split(),))
 
 
@@ -33,10 +33,12 @@ def test_the_window_farthest_from_the_weights_is_the_one_that_counts():
     assert split(measured=(0.8, 0.76)).error == pytest.approx(0.05)
 
 
-def test_throughputs_are_normalised_by_what_each_lane_has_alone_in_the_same_cycle():
-    slower = cycle(split(rates=Rates(20.0, 30.0)), interactive=(50.0, 50.0), throughput=(90.0, 110.0))
-    (summary,) = found(cycles=(cycle(), slower)).summaries
-    assert summary.normalised == (Rates(0.8, 0.2), Rates(0.4, 0.3))
+def test_throughputs_are_normalised_by_the_median_of_what_each_lane_has_alone():
+    slow = cycle(interactive=(100.0, 40.0), throughput=(200.0, 90.0))
+    measured = found(cycles=(cycle(), slow))
+    assert measured.alone == Rates(100.0, 195.0)
+    (summary,) = measured.summaries
+    assert summary.normalised(Rates(50.0, 39.0)) == (0.5, 0.2)
 
 
 def test_the_median_of_the_sums_counts_and_the_worst_share_of_all():
@@ -67,8 +69,8 @@ def test_the_table_has_a_line_for_each_pair_of_weights_and_one_for_each_lane_alo
 
 
 def test_how_steady_the_machine_was_is_said():
-    line = alone_line(found(cycles=(cycle(), cycle(interactive=(110.0, 95.0)))))
-    assert line.endswith("interactive 90.0, 110.0, 95.0; throughput 190.0, 210.0, 190.0, 210.0 tokens/s")
+    line = alone_line(found(cycles=(cycle(), cycle(interactive=(100.0, 95.0)))))
+    assert line.endswith("interactive 100.0, 100.0, 95.0; throughput 190.0, 210.0, 190.0, 210.0 tokens/s")
 
 
 @pytest.mark.parametrize(
