@@ -106,6 +106,7 @@ def test_whether_a_model_can_is_found_out(pair):
     assert hybrid.works(pair.target)
     assert not hybrid.works(Windowed(pair.target))
     assert not hybrid.works(Unlike(pair.target))
+    assert not hybrid.works(Watched(pair.target, fails_with=hybrid.TRIED_CHUNK[0])), "it fails without a batch, too"
 
 
 def answers(pair, prompts, sampling, limit_s, target=None, prompt_caches=None):
