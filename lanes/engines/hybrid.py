@@ -119,14 +119,14 @@ def _computes_the_same(model: Any) -> bool:
     return bool((mx.abs(found - expected).max() <= TOLERANCE * mx.abs(expected).max()).item())
 
 
-def install() -> None:
+def _install() -> None:
     """Let the attention of this process's models tell both apart; on the device thread, before a pass."""
     if not isinstance(mx.fast.scaled_dot_product_attention, _Attention):
         mx.fast.scaled_dot_product_attention = _Attention(mx.fast.scaled_dot_product_attention)
 
 
 def _together(model: Any, inputs: mx.array, cache: list[Any], chunk: Chunk) -> mx.array:
-    install()
+    _install()
     token_ids = mx.concatenate([inputs, mx.array(chunk.token_ids, dtype=inputs.dtype)])
     sequences, tokens = inputs.size, len(chunk.token_ids)
     layers = [_Layer(rows, prompt, tokens) for rows, prompt in zip(cache, chunk.cache, strict=True)]

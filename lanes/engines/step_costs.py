@@ -28,6 +28,8 @@ CARRIES: Final = 1.5
 about as long as the step."""
 
 UNMEASURED_CARRIED: Final = 0.6
+"""Before any measurement a carried chunk counts as this share of what its tokens take by themselves."""
+
 LEAST_CARRIED: Final = 0.1
 """What is learnt of carried chunks is a small difference of what scatters: they never cost less than this share."""
 

@@ -123,7 +123,7 @@ class ThroughputEngine:
             kinds.append("prefill")
         piece = _Piece()
         self._under_way.append(piece)
-        if limit_s is not None and len(kinds) > 1 and self._carries(AIM * limit_s):
+        if limit_s is not None and len(kinds) > 1 and self._carries_oldest(AIM * limit_s):
             if self._next_batch().carries:
                 return self._both(piece, AIM * limit_s)
             kinds = ["decode"]  # until it does
@@ -198,7 +198,7 @@ class ThroughputEngine:
         """
         return not mx.cuda.is_available() and hybrid.works(self._target)
 
-    def _carries(self, limit_s: float) -> bool:
+    def _carries_oldest(self, limit_s: float) -> bool:
         """Whether the oldest prompt is best computed in the steps of the batch whose turn it is."""
         prompt, batch = self._prompts[0], self._next_batch()
         if not (prompt.remaining and len(batch) and self.carries):

@@ -79,7 +79,7 @@ def import_engines() -> None:
     """What the first model to be looked at and loaded would have to wait for: seconds. On any thread."""
     import vllm_mlx.mlx_streams  # noqa: PLC0415, F401
 
-    from lanes.engines import cpu_attention, speculative, throughput  # noqa: PLC0415, F401
+    from lanes.engines import cpu_activations, cpu_attention, speculative, throughput  # noqa: PLC0415, F401
     from lanes.host import models, preflight  # noqa: PLC0415, F401
 
 
