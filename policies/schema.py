@@ -120,7 +120,8 @@ class ThroughputLane(LaneConfig, frozen=True, kw_only=True):
     max_queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
     queue_timeout: Seconds = _default(Seconds(300))
     max_step_ms: Annotated[
-        float, Meta(gt=0, le=60_000, description="what steps are kept below while the interactive lane has work, if the batch allows")
+        float,
+        Meta(gt=0, le=60_000, description="kept by steps while the interactive lane has work, if the batch allows"),
     ] = 50.0
 
 
