@@ -10,8 +10,9 @@ throughput lane.
 
 Tokens are those of the router's usage, so the target may be any. Both lanes sample: greedy answers repeat themselves,
 and how soon they do would decide how much speculation gains. It gains up to twice as much on one text as on another all
-the same: so each lane is asked the same few questions again and again, with their seeds, and whatever else runs, the
-answers are the same ones. Prompts are computed each time, as no prompt caches are kept.
+the same: so the interactive lane is asked one short question again and again, the throughput lane one of each stream,
+with their seeds. Whatever else runs, the answers are the same ones, and a window holds all of them, most of them whole.
+Prompts are computed each time, as no prompt caches are kept.
 """
 
 from __future__ import annotations
@@ -75,10 +76,7 @@ Window = tuple[list[Reading], Span]
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs in both lanes; lengths in tokens. Without a ``target`` it is the embedded pair.
-
-    There are ``different_questions`` for each stream of a lane.
-    """
+    """What runs in both lanes; lengths in tokens. Without a ``target`` it is the embedded pair."""
 
     target: str | None = None
     interactive: int = 2
@@ -86,11 +84,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 10.0
     cycles: int = 5
     interactive_prompt_tokens: int = 64
-    interactive_tokens: int = 128
+    interactive_tokens: int = 64
     background_prompt_tokens: tuple[int, int] = (50, 1000)
     background_tokens: int = 128
     questions: int = 24
-    different_questions: int = 2
     busy_s: float = 45.0
     question_tokens: int = 64
     temperature: float = 0.7
@@ -308,7 +305,7 @@ def _person_asking(client: httpx.AsyncClient, server: servers.Server, load: Load
 
 
 def _interactive(client: httpx.AsyncClient, server: servers.Server, load: Load) -> Caller:
-    questions, seeds = again_and_again(_short_prompts(load, "interactive"), load.different_questions * load.interactive)
+    questions, seeds = again_and_again(_short_prompts(load, "interactive"), 1)
     return Caller(
         client=client,
         model=server.model,
@@ -321,9 +318,8 @@ def _interactive(client: httpx.AsyncClient, server: servers.Server, load: Load) 
 
 
 def _throughput(client: httpx.AsyncClient, server: servers.Server, load: Load) -> Caller:
-    questions, seeds = again_and_again(
-        prompts(load.background_prompt_tokens, f"throughput {load.seed}"), load.different_questions * load.background
-    )
+    different = prompts(load.background_prompt_tokens, f"throughput {load.seed}")
+    questions, seeds = again_and_again(different, load.background)
     return Caller(
         client=client,
         model=server.model,
