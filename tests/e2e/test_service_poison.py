@@ -74,7 +74,7 @@ def events_of(running, prompt, tokens, into, lane="throughput"):
         into.extend(line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
 
 
-@pytest.mark.parametrize("lane", ["interactive", "throughput"])
+@pytest.mark.parametrize("lane", [pytest.param("interactive", marks=pytest.mark.slow), "throughput"])
 def test_poison_ends_in_the_stream_with_its_code_and_its_neighbours_in_both_lanes_get_all_of_their_text(running, lane):
     before = running.get("/admin/status").json()["engine"]["restarts"]
     neighbours = {"interactive": [], "throughput": []}

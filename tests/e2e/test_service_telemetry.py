@@ -33,7 +33,7 @@ def scraped_dropped(running):
     return {sample.labels["signal"]: sample.value for sample in samples}
 
 
-@pytest.mark.parametrize("absent", [refusing, black_hole, slow])
+@pytest.mark.parametrize("absent", [black_hole, slow, pytest.param(refusing, marks=pytest.mark.slow)])
 def test_a_collector_that_does_not_take_it_changes_nothing_and_what_is_lost_is_counted(tmp_path, absent):
     with (
         absent() as endpoint,

@@ -136,7 +136,10 @@ async def test_a_slow_prefill_is_left_alone_and_one_that_is_killed_begins_again(
         assert (supervisor.restarts, supervisor.resumed) == (1, 1)
 
 
-@pytest.mark.parametrize(("when", "deaths"), [("ABORT", {2}), ("ABORT-DECODING", {2}), ("ABORT-LATE", {2, 3})])
+@pytest.mark.parametrize(
+    ("when", "deaths"),
+    [("ABORT", {2}), pytest.param("ABORT-DECODING", {2}, marks=pytest.mark.slow), ("ABORT-LATE", {2, 3})],
+)
 async def test_a_request_that_every_host_dies_of_fails_and_the_others_go_on(planted, when, deaths):
     async with supervised(**planted) as supervisor:
         await supervisor.wait_ready()

@@ -49,9 +49,15 @@ def throughput(pair):
 
 
 REAL = [speculative, both, plain, throughput]
+CONTAINED = {speculative, plain}
+"""What these do, the engine that has both proposers does, too."""
 
 
-@pytest.fixture(scope="module", params=REAL, ids=lambda make: make.__name__)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(make, marks=pytest.mark.slow if make in CONTAINED else ()) for make in REAL],
+    ids=lambda make: make.__name__,
+)
 def suite(request, pair, held_out):
     poison = (*held_out[3][:4], MARKER)
     batches = request.param is throughput

@@ -27,7 +27,7 @@ def engines(pair):
     return SpeculativeEngine(pair.target, pair.draft, NO_EOS, 4), ThroughputEngine(pair.target, NO_EOS, 4)
 
 
-@pytest.mark.parametrize("after", [1, 2, 17, 40])
+@pytest.mark.parametrize("after", [1, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 40))])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "seeded", "penalised"])
 def test_a_sequence_that_moves_gives_the_same_answer(pair, held_out, sampling, after):
     spec = SequenceSpec("moves", held_out[0], TOKENS, sampling, 4)

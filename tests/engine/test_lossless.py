@@ -168,7 +168,9 @@ def answers_to(tiny):
     return cache(lambda name: expected(tiny[0], SETTINGS[name]))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", ["filters", *(pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS if n != "filters")]
+)
 def test_rejection_sampling_keeps_the_targets_distribution(tiny, answers_to, name):
     assert_same(drawn(engine_of(tiny), SETTINGS[name]), answers_to(name))
 
@@ -216,7 +218,10 @@ def stale_cache_row(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("fault", ["no_residual", "draft_distribution_unprocessed", "stale_cache_row"])
+@pytest.mark.parametrize(
+    "fault",
+    ["no_residual", "draft_distribution_unprocessed", pytest.param("stale_cache_row", marks=pytest.mark.slow)],
+)
 def test_a_planted_fault_is_found(tiny, answers_to, request, fault):
     request.getfixturevalue(fault)
     counts = drawn(engine_of(tiny), SETTINGS["temperature"])
