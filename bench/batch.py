@@ -1,8 +1,9 @@
 """``bench batch``: the throughput lane alone, beside the servers that batch.
 
 So many streams ask again at once, with prompts of mixed lengths and short answers. Every server runs the embedded
-target in fp32, without a draft, and is asked the same prompts in the same order, through HTTP. Ours is measured first
-and again last, and the mean taken, as the machine may drift. Tokens are counted by encoding the text that arrived.
+target in fp32, without a draft, and is asked the same prompts in the same order, through HTTP. All of them run all the
+time, idle but for the one that is asked: they are measured in turn, in rounds that begin with another one each, and the
+mean is taken, as the machine may drift. Tokens are counted by encoding the text that arrived.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import httpx
 import msgspec
 
 from bench import servers
@@ -25,7 +28,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of each server; lengths in tokens."""
 
     streams: tuple[int, ...] = (1, 8, 32)
-    seconds: float = 30.0
+    seconds: float = 20.0
+    rounds: int = 3
     prompt_tokens: tuple[int, int] = (50, 1000)
     tokens: int = 128
     temperature: float = 0.7
@@ -33,13 +37,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One server's tokens/s with each number of streams, once for each time it was measured."""
+    """One server's tokens/s with each number of streams, in each round."""
 
     server: str
     tokens_per_s: dict[int, list[float]]
 
     def mean(self, streams: int) -> float:
-        """Of all times."""
+        """Of all rounds."""
         measured = self.tokens_per_s[streams]
         return sum(measured) / len(measured)
 
@@ -48,14 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's options."""
     parser.add_argument("--streams", type=int, nargs="+", default=(1, 8, 32))
     parser.add_argument("--context", type=int, nargs=2, default=(50, 1000), metavar=("LOW", "HIGH"))
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each number of streams")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each number of streams, in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each server is measured")
     add_save(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, save; returns 0 if the promises were kept."""
     load = Load(
-        streams=tuple(sorted(arguments.streams)), seconds=arguments.seconds, prompt_tokens=tuple(arguments.context)
+        streams=tuple(sorted(arguments.streams)),
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        prompt_tokens=tuple(arguments.context),
     )
     rows = measure(load)
     promises = bars(rows)
@@ -67,40 +75,43 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(load: Load) -> list[Row]:
-    """All servers in turn, ours first and last; a row for each, ours first."""
+    """A row for each server, ours first; blocks until done."""
     with tempfile.TemporaryDirectory(prefix="opta-bench-") as scratch, servers.fp32_weights() as weights:
         config = Path(scratch) / "opta.yaml"
-        config.write_text(f"lanes:\n  throughput: {{max_active: {max(32, *load.streams)}}}\n", "utf-8")
-        ours = servers.opta_router(config)
-        in_turn = [ours, *servers.peers(weights, speculative=False), ours]
-        return merged([Row(server.name, anyio.run(_measure_one, server, load)) for server in in_turn])
+        lanes = {"throughput": {"max_active": max(32, *load.streams)}}
+        # No host stands by: its start would take most of a core while the peers are measured.
+        config.write_bytes(msgspec.json.encode({"lanes": lanes, "server": {"standby": False}}))  # YAML, too
+        in_turn = [servers.opta_router(config), *servers.peers(weights, speculative=False)]
+        return anyio.run(_measure, in_turn, load)
 
 
-def merged(rows: Sequence[Row]) -> list[Row]:
-    """One row for each server, in the order of their first."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        known = found.setdefault(row.server, Row(row.server, {streams: [] for streams in row.tokens_per_s}))
-        for streams, measured in row.tokens_per_s.items():
-            known.tokens_per_s[streams].extend(measured)
-    return list(found.values())
-
-
-async def _measure_one(server: servers.Server, load: Load) -> dict[int, list[float]]:
-    count, found = encoded_tokens(), dict[int, list[float]]()
-    async with servers.running(server) as client:
+async def _measure(in_turn: Sequence[servers.Server], load: Load) -> list[Row]:
+    rows = [Row(server.name, {streams: [] for streams in load.streams}) for server in in_turn]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(servers.running(server)) for server in in_turn]
+        each = list(zip(rows, in_turn, clients, strict=True))
         for streams in load.streams:
-            caller = Caller(
-                client=client,
-                model=server.model,
-                headers=server.background_headers,
-                prompts=prompts(load.prompt_tokens, f"batch {streams} {load.seed}"),
-                max_tokens=load.tokens,
-                temperature=load.temperature,
-            )
-            async with Agents(caller, streams, load.seed) as agents:
-                await agents.settled()
-                found[streams] = [await tokens_per_s(agents, load.seconds, count)]
+            for round_ in range(load.rounds):
+                first = round_ % len(each)
+                for row, server, client in each[first:] + each[:first]:
+                    seed = f"batch {streams} {round_} {load.seed}"  # no round's prompts are known from another
+                    row.tokens_per_s[streams].append(await _rate(server, client, streams, load, seed))
+    return rows
+
+
+async def _rate(server: servers.Server, client: httpx.AsyncClient, streams: int, load: Load, seed: str) -> float:
+    caller = Caller(
+        client=client,
+        model=server.model,
+        headers=server.background_headers,
+        prompts=prompts(load.prompt_tokens, seed),
+        max_tokens=load.tokens,
+        temperature=load.temperature,
+    )
+    async with Agents(caller, streams, load.seed) as agents:
+        await agents.settled()
+        found = await tokens_per_s(agents, load.seconds, encoded_tokens())
+        agents.finish()
     return found
 
 
@@ -115,7 +126,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: tokens/s, and those of each time where there were several."""
+    """Markdown: tokens/s, and those of each round where there were several."""
     streams = list(rows[0].tokens_per_s)
     return markdown(
         ["server", *(f"{count} stream{'s' if count > 1 else ''}" for count in streams)],

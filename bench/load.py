@@ -132,6 +132,7 @@ class Agents:
         lengths = random.Random(seed)
         self._first_tokens = [lengths.randint(1, caller.max_tokens) for _ in range(count)]
         self._waited_for = count
+        self._ends = False
         self._all_answered = anyio.Event()
         self._tasks = anyio.create_task_group()
 
@@ -145,8 +146,12 @@ class Agents:
         self._waited_for -= 1
         if not self._waited_for:
             self._all_answered.set()
-        while True:
+        while not self._ends:
             await self._ask()
+
+    def finish(self) -> None:
+        """Let each end with the answer that it waits for: the block ends with the last one, and the server is idle."""
+        self._ends = True
 
     async def _ask(self, max_tokens: int | None = None) -> None:
         answer = Completion(time.perf_counter())
@@ -160,7 +165,8 @@ class Agents:
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
-        self._tasks.cancel_scope.cancel()
+        if not self._ends or any(failure):
+            self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(*failure)
 
 

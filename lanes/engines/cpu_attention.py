@@ -7,7 +7,7 @@ polynomial of degree 5 in the rest, -0.5 <= t - i <= 0.5 (Chebyshev fit; relativ
 last place in fp32; the method is that of Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter
 6). Query heads that share keys are also stacked into one product, and scores are worked on in blocks. Measured with 128
 queries against 2,048 keys, 8 heads: 30 ms instead of 58; 32 sequences of 1,024 tokens that decode one each: 13 ms
-instead of 20.
+instead of 20. For few scores MLX's own takes less, as it has fewer operations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _COEFFICIENTS: Final = (0.00134004, 0.00967604, 0.05550327, 0.24022107, 0.693147
 BLOCK = 1 << 17
 """Scores that are worked on at a time: half a megabyte stays in a core's cache from one operation to the next, where
 8 MB took two and a half times as long for each."""
+
+FEW: Final = 4096
+"""Scores up to which MLX's own attention is the faster: one query of 8 heads against 100 keys took 0.12 ms instead of
+0.20, against 350 as long, and against 900 1.07 instead of 0.86."""
 
 _SMALLEST_EXPONENT: Final = -126.0
 LARGEST_EXPONENT: Final = 126.0
@@ -68,15 +72,16 @@ def attention(
         scale: factor of the products of queries and keys.
         mask: None, ``"causal"``, booleans (True: look) or numbers to add, of a shape that broadcasts to
             ``(batch, heads, queries, keys)``.
-        sinks: left to MLX, as are other types than fp32.
+        sinks: left to MLX, as are other types than fp32, and no more scores than :data:`FEW`.
 
     Returns:
         Shape ``(batch, heads, queries, value dimension)``.
     """
-    if sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
-        return _builtin(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
     batch, heads, queries, _ = q.shape
     key_heads, keys = k.shape[1], k.shape[2]
+    few = batch * heads * queries * keys <= FEW
+    if few or sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
+        return _builtin(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
     shared = heads // key_heads
     q = (q * (scale * LOG2_E)).reshape(batch, key_heads, shared, queries, -1)
     if isinstance(mask, str):

@@ -25,6 +25,7 @@ def padded(batch, queries, keys):
 @pytest.mark.parametrize("block", [1, 500, cpu_attention.BLOCK])
 def test_it_is_the_attention_that_mlx_computes(monkeypatch, heads, key_heads, queries, keys, kind, block):
     monkeypatch.setattr(cpu_attention, "BLOCK", block)
+    monkeypatch.setattr(cpu_attention, "FEW", 0)
     batch = 3
     q, k, v = tensors(batch, heads, key_heads, queries, keys)
     mask = {
@@ -39,6 +40,16 @@ def test_it_is_the_attention_that_mlx_computes(monkeypatch, heads, key_heads, qu
     found = cpu_attention.attention(q, k, v, scale=0.25, mask=mask)
     assert found.shape == expected.shape
     assert mx.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE).item()
+
+
+def test_what_mlx_is_faster_at_is_left_to_it():
+    key_heads, heads, keys = 4, 8, cpu_attention.FEW // 8
+    few, many = tensors(1, heads, key_heads, 1, keys), tensors(1, heads, key_heads, 1, keys + 1)
+    found = [cpu_attention.attention(q, k, v, scale=0.25) for q, k, v in (few, many)]
+    expected = [BUILTIN(q, k, v, scale=0.25) for q, k, v in (few, many)]
+    assert mx.array_equal(found[0], expected[0]).item()
+    assert not mx.array_equal(found[1], expected[1]).item()
+    assert mx.allclose(found[1], expected[1], rtol=TOLERANCE, atol=TOLERANCE).item()
 
 
 def test_what_it_cannot_do_is_left_to_mlx():
