@@ -8,11 +8,16 @@ last place in fp32; the method is that of Cody and Waite, "Software Manual for t
 6). Query heads that share keys are also stacked into one product, and scores are worked on in blocks. Measured with 128
 queries against 2,048 keys, 8 heads: 30 ms instead of 58; 32 sequences of 1,024 tokens that decode one each: 13 ms
 instead of 20. For few scores MLX's own takes less, as it has fewer operations.
+
+None of these operations uses more than one core, so the sequences of a large batch are shared out to two streams: on
+two cores a decode step took 0.76 of the time with 32 sequences of 600 tokens each, and 0.96 with eight of 850.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from typing import Any, Final
 
 import mlx.core as mx
@@ -28,6 +33,12 @@ BLOCK = 1 << 17
 FEW: Final = 4096
 """Scores up to which MLX's own attention is the faster: one query of 8 heads against 100 keys took 0.12 ms instead of
 0.20, against 350 as long, and against 900 1.07 instead of 0.86."""
+
+MANY: Final = 40_000
+"""Scores from which two streams are faster than one: what they cost is to wait for each other, in every layer."""
+
+LEAST_SEQUENCES: Final = 8
+"""Of a batch that is shared out."""
 
 _SMALLEST_EXPONENT: Final = -126.0
 LARGEST_EXPONENT: Final = 126.0
@@ -78,10 +89,42 @@ def attention(
         Shape ``(batch, heads, queries, value dimension)``.
     """
     batch, heads, queries, _ = q.shape
-    key_heads, keys = k.shape[1], k.shape[2]
-    few = batch * heads * queries * keys <= FEW
-    if few or sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
+    scores = batch * heads * queries * k.shape[2]
+    if scores <= FEW or sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
         return _builtin(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
+    if scores < MANY or batch < LEAST_SEQUENCES or os.cpu_count() == 1:
+        return _attention(q, k, v, scale, mask)
+    first, second = slice(batch // 2), slice(batch // 2, batch)
+    with mx.stream(_second_stream()):
+        beside = _attention(q[second], k[second], v[second], scale, _of_sequences(mask, second))
+    found = _attention(q[first], k[first], v[first], scale, _of_sequences(mask, first))
+    return mx.concatenate([found, beside])
+
+
+class _Streams(threading.local):
+    second: mx.Stream | None = None
+
+
+_streams = _Streams()
+
+
+def _second_stream() -> mx.Stream:
+    """Of this thread: MLX streams belong to one."""
+    if _streams.second is None:
+        _streams.second = mx.new_stream(mx.cpu)
+    return _streams.second
+
+
+def _of_sequences(mask: mx.array | str | None, sequences: slice) -> mx.array | str | None:
+    """The part of a mask, which may be broadcast along the first axis."""
+    if mask is None or isinstance(mask, str) or mask.ndim < 4 or mask.shape[0] == 1:
+        return mask
+    return mask[sequences]
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    batch, heads, queries, _ = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
     shared = heads // key_heads
     q = (q * (scale * LOG2_E)).reshape(batch, key_heads, shared, queries, -1)
     if isinstance(mask, str):

@@ -42,6 +42,30 @@ def test_it_is_the_attention_that_mlx_computes(monkeypatch, heads, key_heads, qu
     assert mx.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE).item()
 
 
+@pytest.mark.parametrize("kind", ["none", "causal", "padded", "by head", "broadcast"])
+@pytest.mark.parametrize("batch", [8, 9])
+def test_sequences_on_two_streams_get_what_they_would_get_on_one(monkeypatch, batch, kind):
+    monkeypatch.setattr(cpu_attention, "FEW", 0)
+    queries, keys = 3, 40
+    q, k, v = tensors(batch, 8, 4, queries, keys)
+    mask = {
+        "none": None,
+        "causal": "causal",
+        "padded": padded(batch, queries, keys),
+        "by head": mx.random.normal((batch, 8, queries, keys), key=mx.random.key(9)),
+        "broadcast": mx.random.normal((1, 1, queries, keys), key=mx.random.key(9)),
+    }[kind]
+    on_one = cpu_attention.attention(q, k, v, scale=0.25, mask=mask)
+    streams = []
+    whole = mx.stream
+    monkeypatch.setattr(mx, "stream", lambda stream: streams.append(stream) or whole(stream))
+    monkeypatch.setattr(cpu_attention, "MANY", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    on_two = cpu_attention.attention(q, k, v, scale=0.25, mask=mask)
+    assert mx.array_equal(on_two, on_one).item()
+    assert len(streams) == 1
+
+
 def test_what_mlx_is_faster_at_is_left_to_it():
     key_heads, heads, keys = 4, 8, cpu_attention.FEW // 8
     few, many = tensors(1, heads, key_heads, 1, keys), tensors(1, heads, key_heads, 1, keys + 1)
