@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import h2.config
@@ -82,11 +83,19 @@ class Http2Client:
         self._client.close()
 
 
-@pytest.mark.parametrize("stall", [stall_over_http1, stall_over_http2])
-def test_stalled_readers_cost_little_hold_up_nobody_and_are_cut_with_their_slots_freed(echo, stall):
+# Kept one by one, the events that nobody reads were 25 MB over HTTP/1.1 and 6 MB over HTTP/2; they are 5 and 1.
+@pytest.mark.parametrize(("stall", "most_mib"), [(stall_over_http1, 8), (stall_over_http2, 3)])
+def test_stalled_readers_cost_little_hold_up_nobody_and_are_cut_with_their_slots_freed(echo, stall, most_mib):
     def active():
         return echo.get("/admin/lanes").json()["throughput"]["active"]
 
+    def ask(_=None):
+        body = {"model": "echo", "prompt": "ab", "max_tokens": 640}
+        answer = echo.post("/v1/completions", body, x_opta_lane="throughput")
+        assert answer.json()["choices"][0]["text"] == "ab" * 320
+
+    with ThreadPoolExecutor(STALLED) as crowd:  # what any crowd leaves in memory is none of the stalled ones'
+        list(crowd.map(ask, range(STALLED)))
     eventually(lambda: active() == 0)
     before_bytes = resident_bytes(echo.process.pid)
     most_bytes = answered = 0
@@ -94,9 +103,7 @@ def test_stalled_readers_cost_little_hold_up_nobody_and_are_cut_with_their_slots
     try:
         eventually(lambda: active() == STALLED)
         while active() >= STALLED:  # the server's write deadline has not passed
-            body = {"model": "echo", "prompt": "ab", "max_tokens": 640}
-            answer = echo.post("/v1/completions", body, x_opta_lane="throughput")
-            assert answer.json()["choices"][0]["text"] == "ab" * 320
+            ask()
             answered += 1
             most_bytes = max(most_bytes, resident_bytes(echo.process.pid))
         eventually(lambda: active() == 0)
@@ -106,5 +113,4 @@ def test_stalled_readers_cost_little_hold_up_nobody_and_are_cut_with_their_slots
             with closing(client):
                 pass
     assert answered > 5
-    # Kept one by one, the events that nobody reads were 25 MB over HTTP/1.1 and 6 MB over HTTP/2.
-    assert most_bytes - before_bytes < 5 * 2**20
+    assert most_bytes - before_bytes < most_mib * 2**20
