@@ -19,7 +19,7 @@ import httpx
 import msgspec
 
 from bench import servers
-from bench.load import Agents, Caller, encoded_tokens, prompts, tokens_per_s
+from bench.load import Agents, Caller, Count, encoded_tokens, prompts, tokens_per_s
 from bench.reporting import Bar, add_save, at_least, machine, markdown, print_bars, save
 from bench.statistics import ratio
 
@@ -86,6 +86,7 @@ def measure(load: Load) -> list[Row]:
 
 
 async def _measure(in_turn: Sequence[servers.Server], load: Load) -> list[Row]:
+    count = encoded_tokens()
     rows = [Row(server.name, {streams: [] for streams in load.streams}) for server in in_turn]
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(servers.running(server)) for server in in_turn]
@@ -95,12 +96,13 @@ async def _measure(in_turn: Sequence[servers.Server], load: Load) -> list[Row]:
                 first = round_ % len(each)
                 for row, server, client in each[first:] + each[:first]:
                     seed = f"batch {streams} {round_} {load.seed}"  # no round's prompts are known from another
-                    row.tokens_per_s[streams].append(await _rate(server, client, streams, load, seed))
+                    caller = _agent(server, client, load, seed)
+                    row.tokens_per_s[streams].append(await _rate(caller, streams, load, count))
     return rows
 
 
-async def _rate(server: servers.Server, client: httpx.AsyncClient, streams: int, load: Load, seed: str) -> float:
-    caller = Caller(
+def _agent(server: servers.Server, client: httpx.AsyncClient, load: Load, seed: str) -> Caller:
+    return Caller(
         client=client,
         model=server.model,
         headers=server.background_headers,
@@ -108,9 +110,12 @@ async def _rate(server: servers.Server, client: httpx.AsyncClient, streams: int,
         max_tokens=load.tokens,
         temperature=load.temperature,
     )
+
+
+async def _rate(caller: Caller, streams: int, load: Load, count: Count) -> float:
     async with Agents(caller, streams, load.seed) as agents:
         await agents.settled()
-        found = await tokens_per_s(agents, load.seconds, encoded_tokens())
+        found = await tokens_per_s(agents, load.seconds, count)
         agents.finish()
     return found
 

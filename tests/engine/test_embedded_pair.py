@@ -11,7 +11,7 @@ from lanes.engines.speculative import SpeculativeEngine
 
 MAX_PACKAGE_BYTES = 30_000_000
 MIN_ACCEPTANCE = 0.60
-PROMPTS, ANSWER_TOKENS = 6, 72
+PROMPTS, ANSWER_TOKENS = 10, 72
 DRAFT_TOKENS = 3  # what mlx-lm's server drafts if nobody says otherwise
 
 

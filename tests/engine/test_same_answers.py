@@ -14,7 +14,7 @@ from lanes.testing import GREEDY, Driver
 from lanes.wire import Sampling
 
 ANSWER_TOKENS = 24
-PROMPTS = 6
+PROMPTS = 10
 SETTINGS = [
     Sampling(temperature=0.8, seed=5),
     Sampling(temperature=0.8, seed=2**63 - 1, top_k=20, top_p=0.9, min_p=0.02, frequency_penalty=0.3),
