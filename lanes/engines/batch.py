@@ -142,8 +142,8 @@ class Batch:
     def step(self, limit_s: float | None = None, chunk: Chunk | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
-        So that none is long, the batch rests while others join, every other step at most, and its cache, which has to
-        be copied when some have joined or left, is copied in steps of their own: as many layers as fit into
+        So that none is long, the batch rests while others join, every other step at most, and what has to be copied
+        within its cache when some have joined or left is copied in steps of their own: as many layers as fit into
         ``limit_s``, and the others in the next.
 
         Where it :attr:`carries` one, a ``chunk`` of a prompt is computed in the same pass.
@@ -201,12 +201,14 @@ class Batch:
     def _copy(self, limit_s: float | None) -> None:
         """Have the cache of those that are in the batch now computed; with a limit, wait for it layer by layer.
 
-        Nobody may hold on to it, or the next step would copy it once more: what is waited for is something behind it.
+        Nobody may hold on to it, or it would be copied whole: the step under way is waited for, and of what is computed
+        something behind it.
         """
         running = self._scheduler.running_batch()
         if self._to_copy:
             self._to_copy, self._same_for = False, 0
             self._uncopied = list(running.prompt_cache) if running is not None else []
+            mx.eval(self.under_way(), [layer.moving for layer in self._uncopied if isinstance(layer, BatchCache)])
         started_s = layer_started_s = time.perf_counter()
         while self._uncopied:
             compute([self._uncopied.pop()])
@@ -306,6 +308,12 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
 
     chunk: Chunk | None = None
     """Computed in the next step."""
+
+    def filter(self, keep: list[int]) -> None:
+        """Keep these rows; the last ones take the places of those that leave, and the others stay where they are."""
+        last = [row for row in keep if row >= len(keep)]
+        kept = set(keep)
+        super().filter([row if row in kept else last.pop() for row in range(len(keep))])
 
     def next(self) -> list[Any]:
         """A step and what the one before it brought; nothing if it rests."""

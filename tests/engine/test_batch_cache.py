@@ -13,14 +13,10 @@ HEADS, DIMENSION = 2, 4
 
 def rows_of(cache):
     """Keys, values and offset of each row, without its padding."""
-    paddings = cache.left_padding.tolist()
+    keys, values, offset, left_padding = cache.state
     return [
-        (
-            cache.keys[row, :, padding : cache.size()].tolist(),
-            cache.values[row, :, padding : cache.size()].tolist(),
-            cache.offset[row].item(),
-        )
-        for row, padding in enumerate(paddings)
+        (keys[row, :, padding:].tolist(), values[row, :, padding:].tolist(), offset[row].item())
+        for row, padding in enumerate(left_padding.tolist())
     ]
 
 
@@ -46,6 +42,24 @@ def joined(sequences):
     return BatchKVCache.merge(sequences), layers[0].merge(list(layers))
 
 
+def batch_of(lengths, rng):
+    """A batch of sequences of these lengths."""
+    caches = [KVCache() for _ in lengths]
+    for cache, tokens in zip(caches, lengths, strict=True):
+        fed(cache, 1, tokens, rng)
+    return joined(caches)[1]
+
+
+def grown_by(act):
+    """Bytes that were in use at the same time, beyond those before."""
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    act()
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_it_holds_what_mlx_lm_s_holds(seed):
     rng = random.Random(seed)
@@ -63,7 +77,7 @@ def test_it_holds_what_mlx_lm_s_holds(seed):
                 for cache, other in zip((theirs, ours), joined(more), strict=True):
                     cache.extend(other)
             case "leave" if len(ours.paddings) > 1:
-                keep = sorted(rng.sample(range(len(ours.paddings)), rng.randint(1, len(ours.paddings) - 1)))
+                keep = rng.sample(range(len(ours.paddings)), rng.randint(1, len(ours.paddings) - 1))
                 for cache in (theirs, ours):
                     cache.filter(keep)
             case "extract" if ours.keys is not None:
@@ -76,6 +90,42 @@ def test_it_holds_what_mlx_lm_s_holds(seed):
         assert ours.size() == theirs.size()
         if ours.keys is not None:
             assert rows_of(ours) == rows_of(theirs)
+
+
+def test_a_sequence_that_joins_or_leaves_costs_a_row_and_not_a_copy_of_all():
+    rng = random.Random(3)
+    one, batch = (batch_of(lengths, rng) for lengths in ([40], [200, 100, 150, 200]))
+    mx.eval(one.state, batch.state)
+    batch.filter([0, 3, 2])
+    mx.eval(batch.moving)  # a copy of one row
+    assert grown_by(lambda: mx.eval(batch.state)) < batch.nbytes / 8
+    assert grown_by(lambda: (batch.extend(one), mx.eval(batch.state))) < batch.nbytes / 8
+    assert batch.keys.shape[0] == 4
+
+
+def test_one_that_is_longer_than_the_room_in_front_of_the_others_moves_them():
+    rng = random.Random(4)
+    short, long = batch_of([3, 2], rng), batch_of([500], rng)
+    before = rows_of(short)
+    short.extend(long)
+    assert short.paddings == [497, 498, 0]
+    assert rows_of(short) == [*before, *rows_of(long)]
+    short.filter([0, 1])  # and where there is room now, another one costs nothing
+    assert short.paddings == [0, 1]
+    room = short.keys.shape
+    short.extend(batch_of([400], rng))
+    assert short.paddings == [397, 398, 0]
+    assert short.keys.shape == room
+
+
+def test_many_that_leave_give_their_memory_back():
+    rng = random.Random(5)
+    batch = batch_of([50] * 8, rng)
+    fed(batch, 8, 1, rng)
+    size, last = batch.nbytes, rows_of(batch)[6:]
+    batch.filter([6, 7])
+    assert batch.nbytes == size / 4
+    assert rows_of(batch) == last
 
 
 def test_prompts_padded_on_the_right_are_padded_on_the_left_in_the_end():
