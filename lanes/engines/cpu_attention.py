@@ -16,11 +16,11 @@ two cores a decode step took 0.76 of the time with 32 sequences of 600 tokens ea
 from __future__ import annotations
 
 import math
-import os
-import threading
 from typing import Any, Final
 
 import mlx.core as mx
+
+from lanes.engines.cpu_streams import in_halves, several_cores
 
 LOG2_E: Final = math.log2(math.e)
 _COEFFICIENTS: Final = (0.00134004, 0.00967604, 0.05550327, 0.24022107, 0.69314721, 1.00000008)
@@ -43,6 +43,12 @@ LEAST_SEQUENCES: Final = 8
 _SMALLEST_EXPONENT: Final = -126.0
 LARGEST_EXPONENT: Final = 126.0
 _MANTISSA_BITS: Final = 23
+_ROUNDS: Final = 1.5 * 2**_MANTISSA_BITS
+"""Added to a small number it leaves no bits for a fraction: the last bits of the sum are the nearest integer's, in two's
+complement. ``mx.round`` takes three times as long."""
+
+_MASKED: Final = -1e30
+"""Added to scores that do not count: small beside every other, but not too small to be multiplied by a distance."""
 
 _builtin = mx.fast.scaled_dot_product_attention
 
@@ -55,12 +61,12 @@ def install() -> None:
 def exp2(t: mx.array) -> mx.array:
     """2**t for fp32 ``t`` of at most 126; below 2**-126 it stays there, about 1e-38."""
     t = mx.maximum(t, _SMALLEST_EXPONENT)
-    exponent = mx.round(t)
-    rest = t - exponent
+    rounded = t + _ROUNDS
+    rest = t - (rounded - _ROUNDS)
     power = rest * _COEFFICIENTS[0] + _COEFFICIENTS[1]
     for coefficient in _COEFFICIENTS[2:]:
         power = power * rest + coefficient
-    bits = power.view(mx.int32) + mx.left_shift(exponent.astype(mx.int32), _MANTISSA_BITS)
+    bits = power.view(mx.int32) + mx.left_shift(rounded.view(mx.int32), _MANTISSA_BITS)
     return bits.view(mx.float32)
 
 
@@ -92,27 +98,13 @@ def attention(
     scores = batch * heads * queries * k.shape[2]
     if scores <= FEW or sinks is not None or q.dtype != mx.float32 or k.dtype != mx.float32:
         return _builtin(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
-    if scores < MANY or batch < LEAST_SEQUENCES or os.cpu_count() == 1:
+    if scores < MANY or batch < LEAST_SEQUENCES or not several_cores():
         return _attention(q, k, v, scale, mask)
-    first, second = slice(batch // 2), slice(batch // 2, batch)
-    with mx.stream(_second_stream()):
-        beside = _attention(q[second], k[second], v[second], scale, _of_sequences(mask, second))
-    found = _attention(q[first], k[first], v[first], scale, _of_sequences(mask, first))
-    return mx.concatenate([found, beside])
 
+    def of(sequences: slice) -> mx.array:
+        return _attention(q[sequences], k[sequences], v[sequences], scale, _of_sequences(mask, sequences))
 
-class _Streams(threading.local):
-    second: mx.Stream | None = None
-
-
-_streams = _Streams()
-
-
-def _second_stream() -> mx.Stream:
-    """Of this thread: MLX streams belong to one."""
-    if _streams.second is None:
-        _streams.second = mx.new_stream(mx.cpu)
-    return _streams.second
+    return in_halves(of, batch, axis=0)
 
 
 def _of_sequences(mask: mx.array | str | None, sequences: slice) -> mx.array | str | None:
@@ -127,58 +119,67 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arr
     key_heads, keys = k.shape[1], k.shape[2]
     shared = heads // key_heads
     q = (q * (scale * LOG2_E)).reshape(batch, key_heads, shared, queries, -1)
-    if isinstance(mask, str):
-        mask = _causal(queries, keys) if queries > 1 else None
-    if mask is not None:
-        mask = _for_groups(mask, key_heads, shared)
+    causal = isinstance(mask, str) and queries > 1
+    bias = None if mask is None or isinstance(mask, str) else _for_groups(_added(mask), key_heads, shared)
     if batch * heads * queries * keys <= BLOCK:
-        return _attend(q, k, v, mask).reshape(batch, heads, queries, -1)
-    at_once = max(BLOCK // (batch * shared * keys), 1)
-    by_head = []
-    for head in range(key_heads):
-        one = slice(head, head + 1)
-        by_query = []
-        for start in range(0, queries, at_once):
-            rows = slice(start, start + at_once)
-            part = None if mask is None else _part(mask, one, rows)
-            by_query.append(_attend(q[:, one, :, rows], k[:, one], v[:, one], part))
-        by_head.append(by_query[0] if len(by_query) == 1 else mx.concatenate(by_query, axis=3))
-    return mx.concatenate(by_head, axis=1).reshape(batch, heads, queries, -1)
+        if causal:
+            bias = _causal(queries, keys)
+        return _attend(q, k, v, bias).reshape(batch, heads, queries, -1)
+    by_query = []
+    for rows in _evenly(queries, max(BLOCK // (batch * shared * keys), 1)):
+        seen = keys - queries + rows.stop if causal else keys
+        part = _causal(rows.stop - rows.start, seen) if causal else None
+        by_head = []
+        for head in range(key_heads):
+            one = slice(head, head + 1)
+            if bias is not None:
+                part = _part(bias, one, rows)
+            by_head.append(_attend(q[:, one, :, rows], k[:, one, :seen], v[:, one, :seen], part))
+        by_query.append(mx.concatenate(by_head, axis=1))
+    found = by_query[0] if len(by_query) == 1 else mx.concatenate(by_query, axis=3)
+    return found.reshape(batch, heads, queries, -1)
 
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+def _evenly(count: int, at_most: int) -> list[slice]:
+    """``count`` rows in as few parts as may be, all of about the same size."""
+    size = -(-count // -(-count // at_most))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, bias: mx.array | None) -> mx.array:
     """Scaled queries ``(batch, key heads, shared, queries, dimension)``, all at a time."""
     batch, key_heads, shared, queries, dimension = q.shape
     scores = q.reshape(batch, key_heads, shared * queries, dimension) @ k.swapaxes(-1, -2)
-    if mask is not None:
+    if bias is not None:
         by_query = scores.reshape(batch, key_heads, shared, queries, -1)
-        scores = _masked(by_query, mask).reshape(batch, key_heads, shared * queries, -1)
+        scores = (by_query + bias).reshape(batch, key_heads, shared * queries, -1)
     weights = exp2(scores - scores.max(axis=-1, keepdims=True))
     out = (weights @ v) / weights.sum(axis=-1, keepdims=True)
     return out.reshape(batch, key_heads, shared, queries, -1)
 
 
 def _causal(queries: int, keys: int) -> mx.array:
-    return mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
+    """What is added to the scores of the last ``queries`` of so many tokens, shape ``(queries, keys)``."""
+    query = mx.arange(keys - queries, keys, dtype=mx.float32)[:, None]
+    return mx.maximum(mx.arange(keys, dtype=mx.float32) - query, 0) * _MASKED
 
 
-def _for_groups(mask: mx.array, key_heads: int, shared: int) -> mx.array:
-    """A mask for ``(batch, heads, queries, keys)`` as one for ``(batch, key heads, shared, queries, keys)``."""
-    if mask.ndim < 3:
-        return mask
-    *batch, heads, queries, keys = mask.shape
+def _added(mask: mx.array) -> mx.array:
+    """A mask as what is added to scores in powers of two. Additions are what takes least here."""
+    return (1 - mask.astype(mx.float32)) * _MASKED if mask.dtype == mx.bool_ else mask * LOG2_E
+
+
+def _for_groups(bias: mx.array, key_heads: int, shared: int) -> mx.array:
+    """A bias for ``(batch, heads, queries, keys)`` as one for ``(batch, key heads, shared, queries, keys)``."""
+    if bias.ndim < 3:
+        return bias
+    *batch, heads, queries, keys = bias.shape
     grouped = (1, 1) if heads == 1 else (key_heads, shared)
-    return mask.reshape(*batch, *grouped, queries, keys)
+    return bias.reshape(*batch, *grouped, queries, keys)
 
 
-def _part(mask: mx.array, heads: slice, rows: slice) -> mx.array:
-    """What a block needs of a mask, which may be broadcast along any axis."""
-    if mask.shape[-2] > 1:
-        mask = mask[..., rows, :]
-    return mask[:, heads] if mask.ndim == 5 and mask.shape[1] > 1 else mask
-
-
-def _masked(scores: mx.array, mask: mx.array) -> mx.array:
-    if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    return scores + mask * LOG2_E
+def _part(bias: mx.array, heads: slice, rows: slice) -> mx.array:
+    """What a block needs of a bias, which may be broadcast along any axis."""
+    if bias.shape[-2] > 1:
+        bias = bias[..., rows, :]
+    return bias[:, heads] if bias.ndim == 5 and bias.shape[1] > 1 else bias
