@@ -1,14 +1,10 @@
 """One batch of sequences, decoded together by ``vllm_mlx.Scheduler``, one step at a time.
 
-vllm-mlx 0.6.0 samples a whole batch with the settings of its first request. So the batch's sampling is replaced by one
-that gives each row its own sequence's settings (:func:`lanes.engines.sampling.draw`), in both places where mlx-lm 0.31
-samples:
-
-- as sequences join, it calls their logits processors row by row and then the sampler, without saying whose rows these
-  are: there each sequence's processor says who it is;
-- in the steps of the running batch, a method of our own does both at once. mlx-lm's cuts the logits into rows, keeps
-  every row's token ids on the device and normalises what nobody reads: a thousand small operations in a step of 32
-  sequences, which a GPU then waits for.
+vllm-mlx 0.6.0 samples a whole batch with the settings of its first request, and mlx-lm 0.31 computes the last token of
+a prompt in a step of its own as the sequence joins. Both are replaced here: a sequence joins with its last token as it
+stands, which the batch's next step computes like any other, and a step gives each row its own sequence's settings
+(:func:`lanes.engines.sampling.draw`). mlx-lm's cuts the logits into rows, keeps every row's token ids on the device and
+normalises what nobody reads: a thousand small operations in a step of 32 sequences, which a GPU then waits for.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from itertools import count
 from typing import Any, Final, cast
 
 import mlx.core as mx
-from mlx_lm.generate import GenerationBatch
+from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, SequenceStateMachine, TokenBuffer
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines import hybrid
@@ -28,7 +24,6 @@ from lanes.engines.batch_cache import BatchCache, joining
 from lanes.engines.hybrid import Chunk
 from lanes.engines.kv_layers import compute
 from lanes.engines.sampling import TokenChooser, draw
-from lanes.wire import Sampling
 
 RESET_AFTER_SEQUENCES: Final = 1_000
 """mlx-lm's GenerationBatch never shortens its list of samplers while none is set; a reset while idle empties it."""
@@ -54,8 +49,7 @@ class Batch:
             prefill_batch_size=max_active,
             enable_prefix_cache=False,
         )
-        self._rows = _Rows()
-        self._scheduler = _OwnSampler(target, _TokenIdsOnly(eos), config, self._rows, leave)
+        self._scheduler = _OwnSteps(target, _TokenIdsOnly(eos), config, leave)
         # The scheduler forgets an aborted sequence in its next step only; under ids of our own nobody waits for that.
         self._numbers = count()
         self._scheduler_ids: dict[str, str] = {}
@@ -65,10 +59,11 @@ class Batch:
         self._aborted: set[str] = set()
         self._since_reset = 0
         self._same_for = 0
-        self._rested = False
         self._to_copy = False
         self._uncopied: list[Any] = []
         self._copied: mx.array | None = None
+        self.begun = 0
+        """Sequences whose last token of the prompt the last step computed."""
 
     def add(self, handover: Handover) -> None:
         """Let a sequence join in the next step, with the cache that it must have."""
@@ -80,7 +75,7 @@ class Batch:
             top_p=1.0,
             # One for every sequence, greedy ones too: a batch whose sequences have none is not re-indexed when one
             # leaves, and the next sequence to join would be given its neighbour's processor.
-            logits_processors=[_Processor(chooser, handover.token_ids, self._rows)],
+            logits_processors=[_Row(chooser, handover.token_ids)],
         )
         scheduler_id = str(next(self._numbers))
         request = Request(scheduler_id, list(handover.token_ids), sampling)
@@ -142,24 +137,22 @@ class Batch:
     def step(self, limit_s: float | None = None, chunk: Chunk | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
-        So that none is long, the batch rests while others join, every other step at most, and what has to be copied
-        within its cache when some have joined or left is copied in steps of their own: as many layers as fit into
-        ``limit_s``, and the others in the next.
+        So that none is long, what has to be copied within its cache when some have joined or left is copied in steps of
+        their own: as many layers as fit into ``limit_s``, and the others in the next.
 
         Where it :attr:`carries` one, a ``chunk`` of a prompt is computed in the same pass.
         """
-        self._copied = None
+        self._copied, self.begun = None, 0
         if not self._aborted and (self._uncopied or (self._to_copy and not self._joining)):
             self._copy(limit_s)
             return []
         changed = bool(self._joining or self._aborted)
-        self._rested = bool(self._joining) and not self._rested
         running = self._scheduler.running_batch()
         if running is not None:
-            running.rests, running.chunk = self._rested, chunk
+            running.chunk, running.begun = chunk, 0
         outputs = self._scheduler.step().outputs
         if running is not None:
-            running.chunk = None
+            running.chunk, self.begun = None, running.begun
         self._joining.clear()
         emissions = []
         for output in outputs:
@@ -229,42 +222,19 @@ class Batch:
             ids.clear()
 
 
-class _Rows:
-    """The rows of one step, from mlx-lm's calls of the logits processors to that of the sampler."""
+class _OwnSteps(Scheduler):  # type: ignore[misc]
+    """A scheduler with batches of our own; ``leave`` is told of sequences that leave it."""
 
-    def __init__(self) -> None:
-        self._logits: list[mx.array] = []
-        self._samplings: list[Sampling] = []
-        self._positions: list[int] = []
-
-    def append(self, logits: mx.array, sampling: Sampling, position: int) -> None:
-        """One row's logits, shape ``(1, vocabulary)``."""
-        self._logits.append(logits)
-        self._samplings.append(sampling)
-        self._positions.append(position)
-
-    def sample(self, logprobs: mx.array) -> mx.array:
-        """mlx-lm's sampler interface: the token of each row, of which there are as many as were appended."""
-        logits, samplings, positions = self._logits, self._samplings, self._positions
-        self._logits, self._samplings, self._positions = [], [], []
-        if len(logits) != logprobs.shape[0]:
-            raise RuntimeError(f"{logprobs.shape[0]} rows to sample, {len(logits)} of them known")
-        return draw(mx.concatenate(logits), samplings, positions)
-
-
-class _OwnSampler(Scheduler):  # type: ignore[misc]
-    """A scheduler whose batches are all sampled by ``rows``; ``leave`` is told of sequences that leave it."""
-
-    def __init__(self, target: Any, tokenizer: Any, config: SchedulerConfig, rows: _Rows, leave: Leave) -> None:
+    def __init__(self, target: Any, tokenizer: Any, config: SchedulerConfig, leave: Leave) -> None:
         super().__init__(target, tokenizer, config)
-        self._rows = rows
         self._leave = leave
 
     def leave_early(self, scheduler_id: str) -> None:
         """Say what a sequence that is about to be aborted has computed."""
         uid, request = self.request_id_to_uid.get(scheduler_id), self.running.get(scheduler_id)
-        if uid is None or request is None:
-            return  # it has not joined yet
+        running = self.running_batch()
+        if uid is None or request is None or running is None or uid in running.new:
+            return  # it has computed nothing yet
         cache, _ = self.batch_generator.extract_cache([uid])[uid]
         self._leave(_tokens_of(request), cache)
 
@@ -296,18 +266,53 @@ class _OwnSampler(Scheduler):  # type: ignore[misc]
         generator = self.batch_generator
         if isinstance(generator._generation_batch, _RunningBatch):
             return
-        generator._prompt_batch.fallback_sampler = generator.sampler = self._rows.sample
-        generator._generation_batch = _RunningBatch.empty(generator.model, self._rows.sample)
+        generator._prompt_batch = _JoiningBatch.empty(generator.model, _unused)
+        generator._generation_batch = _RunningBatch.empty(generator.model, _unused)
+
+
+def _unused(logits: mx.array) -> mx.array:
+    """mlx-lm's sampler."""
+    raise NotImplementedError("rows are sampled in the running batch's step")
+
+
+class _JoiningBatch(PromptProcessingBatch):  # type: ignore[misc]
+    """Sequences on their way into the running batch, with nothing left to compute but their last tokens."""
+
+    def generate(self, tokens: list[list[int]]) -> _RunningBatch:
+        """Begin with these tokens, one of each sequence; nothing is computed yet."""
+        joining: _RunningBatch = _RunningBatch.empty(self.model, _unused)
+        joining.uids, joining.tokens, joining.prompt_cache = self.uids, self.tokens, self.prompt_cache
+        joining.samplers, joining.logits_processors = self.samplers, self.logits_processors
+        joining.state_machines, joining.max_tokens = self.state_machines, self.max_tokens
+        joining._token_context = [TokenBuffer(known) for known in self.tokens]
+        joining._next_tokens = mx.array([token for (token,) in tokens], dtype=mx.uint32)
+        joining._next_logprobs = [None] * len(tokens)
+        # The first token that the running batch reads of a sequence is the prompt's: it ends nothing, and counts not.
+        joining._num_tokens = [-1] * len(tokens)
+        joining._matcher_states = [_NOTHING.make_state() for _ in tokens]
+        joining.new = set(self.uids)
+        return joining
+
+
+_NOTHING: Final = SequenceStateMachine()
+"""Ends with no token."""
 
 
 class _RunningBatch(GenerationBatch):  # type: ignore[misc]
-    """mlx-lm's running batch with a step that samples all rows at once. Sequences that join have made one step each."""
-
-    rests = False
-    """Skip the next step: the scheduler lets sequences in behind it, and both would make one long piece."""
+    """mlx-lm's running batch with a step that samples all rows at once."""
 
     chunk: Chunk | None = None
     """Computed in the next step."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.new: set[int] = set()
+        self.begun = 0
+
+    def extend(self, batch: _RunningBatch) -> None:
+        """Let sequences in, whose last token the next step computes."""
+        super().extend(batch)
+        self.new |= batch.new
 
     def filter(self, keep: list[int]) -> None:
         """Keep these rows; the last ones take the places of those that leave, and the others stay where they are."""
@@ -316,23 +321,24 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
         super().filter([row if row in kept else last.pop() for row in range(len(keep))])
 
     def next(self) -> list[Any]:
-        """A step and what the one before it brought; nothing if it rests."""
-        if self.rests:
-            self.rests = False
-            return []
+        """A step, and what the one before it brought: nothing yet to those that are new."""
+        new, self.new = self.new & set(self.uids), set()
+        self.begun = len(new)
         responses: list[Any] = super().next()
-        return responses
+        for row, uid in enumerate(self.uids):
+            if uid in new:
+                self._matcher_states[row] = self.state_machines[row].make_state()
+        return [response for response in responses if response.uid not in new]
 
     def _step(self) -> tuple[list[int], list[None]]:
         """Dispatch a step, and wait for the one before: its tokens, and nothing in place of their log-probabilities."""
         inputs: mx.array = self._next_tokens  # type: ignore[has-type]
         chunk, self.chunk = self.chunk, None
         logits = hybrid.decode(self.model, inputs, self.prompt_cache, chunk)
-        processors = [processor for (processor,) in self.logits_processors]
-        if any(processor.adjusts for processor in processors):
-            logits = mx.concatenate([self._adjusted(logits, row, inputs) for row in range(len(processors))])
-        positions = [processor.next_position() for processor in processors]
-        self._next_tokens = draw(logits, [processor.sampling for processor in processors], positions)
+        rows = [row for (row,) in self.logits_processors]
+        if any(row.adjusts for row in rows):
+            logits = mx.concatenate([self._adjusted(logits, index, inputs) for index in range(len(rows))])
+        self._next_tokens = draw(logits, [row.sampling for row in rows], [row.next_position() for row in rows])
         mx.async_eval(self._next_tokens, chunk.under_way if chunk else [])  # type: ignore[no-untyped-call]
         token_ids = cast(list[int], inputs.tolist())
         for sequence, token_id in zip(self.tokens, token_ids, strict=True):
@@ -341,12 +347,12 @@ class _RunningBatch(GenerationBatch):  # type: ignore[misc]
         self._next_logprobs = [None] * len(token_ids)
         return token_ids, self._current_logprobs
 
-    def _adjusted(self, logits: mx.array, row: int, inputs: mx.array) -> mx.array:
-        (processor,) = self.logits_processors[row]
+    def _adjusted(self, logits: mx.array, index: int, inputs: mx.array) -> mx.array:
+        (row,) = self.logits_processors[index]
         tokens = None
-        if processor.needs_history:  # the newest token is known to the device only
-            tokens = self._token_context[row].update_and_fetch(inputs[row : row + 1])
-        adjusted: mx.array = processor.adjusted(logits[row : row + 1], tokens)
+        if row.needs_history:  # the newest token is known to the device only
+            tokens = self._token_context[index].update_and_fetch(inputs[index : index + 1])
+        adjusted: mx.array = row.adjusted(logits[index : index + 1], tokens)
         return adjusted
 
 
@@ -354,39 +360,34 @@ def _tokens_of(request: Request) -> tuple[int, ...]:
     return (*request.prompt_token_ids, *request.output_token_ids)
 
 
-class _Processor:
-    """A sequence's sampling: mlx-lm's logits processor interface as it joins, and what :class:`_RunningBatch` asks.
-
-    Of a sequence that came with a cache, mlx-lm's token ids begin behind it.
+class _Row:
+    """A sequence's sampling, in the place of mlx-lm's logits processors.
 
     Args:
         chooser: the sequence's.
-        known: the token ids before the first call.
-        rows: told whose row this is.
+        known: the token ids it joins with.
     """
 
-    def __init__(self, chooser: TokenChooser, known: tuple[int, ...], rows: _Rows) -> None:
+    def __init__(self, chooser: TokenChooser, known: tuple[int, ...]) -> None:
         self._chooser = chooser
-        self._known = known
-        self._rows = rows
+        self._known: tuple[int, ...] | None = known
+        self._before = mx.array([], dtype=mx.uint32)
         self._position = len(known)
         self.sampling = chooser.sampling
         self.needs_history = chooser.needs_history
         self.adjusts = chooser.needs_history or bool(chooser.sampling.logit_bias)
 
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """As the sequence joins."""
-        self._known = self._known[: len(self._known) - tokens.size]
-        adjusted = self.adjusted(logits, tokens)
-        self._rows.append(adjusted, self.sampling, self.next_position())
-        return adjusted
-
     def adjusted(self, logits: mx.array, tokens: mx.array | None) -> mx.array:
-        """``logits``, shape ``(1, vocabulary)``, with penalties and biases; ``tokens`` as mlx-lm counts them."""
-        history = None
-        if tokens is not None and self.needs_history:
-            history = mx.concatenate([mx.array(self._known, dtype=mx.uint32), tokens])
-        return self._chooser.adjusted(logits, history)
+        """``logits``, shape ``(1, vocabulary)``, with penalties and biases; ``tokens`` as mlx-lm counts them.
+
+        Those of a sequence that came with a cache begin behind it.
+        """
+        if tokens is None or not self.needs_history:
+            return self._chooser.adjusted(logits, None)
+        if self._known is not None:
+            self._before = mx.array(self._known[: len(self._known) - tokens.size], dtype=mx.uint32)
+            self._known = None
+        return self._chooser.adjusted(logits, mx.concatenate([self._before, tokens]))
 
     def next_position(self) -> int:
         """The position of the token that is chosen next; each is asked for once."""

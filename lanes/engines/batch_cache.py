@@ -41,11 +41,12 @@ class BatchCache(BatchKVCache):  # type: ignore[misc]
         super().__init__(list(left_padding))
         self.keys: Any
         self.values: Any
-        self.offset: mx.array
+        self.offset: mx.array | int
         self.left_padding: mx.array
+        self.paddings: list[int]
         self._idx: int
         self._start = 0
-        self.paddings = list(left_padding)
+        self._pad(list(left_padding))
         self._right_paddings: list[int] = []
         self._moves: list[_Move] = []
 
@@ -160,7 +161,7 @@ class BatchCache(BatchKVCache):  # type: ignore[misc]
     def state(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Keys and values, shape ``(sequences, heads, tokens, dimension)``, tokens and padding of each sequence."""
         self.settle()
-        return self._seen(self.keys), self._seen(self.values), self.offset, self.left_padding
+        return self._seen(self.keys), self._seen(self.values), self.positions, self.left_padding
 
     @state.setter
     def state(self, state: tuple[mx.array, mx.array, mx.array, mx.array]) -> None:
@@ -173,6 +174,17 @@ class BatchCache(BatchKVCache):  # type: ignore[misc]
         self.settle()
         trimmed: int = super().trim(n)
         return trimmed
+
+    @property
+    def positions(self) -> mx.array:
+        """Of each sequence's next token, shape ``(sequences,)``; ``offset`` of a single one is a number."""
+        return self.offset if isinstance(self.offset, mx.array) else mx.array([self.offset])
+
+    def make_mask(self, N: int, return_array: bool = False, **options: Any) -> Any:
+        """See mlx-lm; None where one token of each sequence may see everything."""
+        if N == 1 and not return_array and not options.get("window_size") and not any(self.paddings):
+            return None
+        return super().make_mask(N, return_array, **options)
 
     @property
     def _end(self) -> int:
@@ -196,7 +208,8 @@ class BatchCache(BatchKVCache):  # type: ignore[misc]
         """What is known of the sequences, who are as many as paddings."""
         self.paddings = paddings
         self.left_padding = mx.array(paddings)
-        self.offset = mx.array([self._idx - padding for padding in paddings])
+        tokens = [self._idx - padding for padding in paddings]
+        self.offset = mx.array(tokens) if len(tokens) > 1 else tokens[0]
 
     def _make_room(self, rows: int, tokens: int, in_front: int = 0) -> None:
         """Move all into arrays of so many rows, with room for ``tokens`` and as many to spare as usual."""

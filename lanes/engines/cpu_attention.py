@@ -44,8 +44,8 @@ _SMALLEST_EXPONENT: Final = -126.0
 LARGEST_EXPONENT: Final = 126.0
 _MANTISSA_BITS: Final = 23
 _ROUNDS: Final = 1.5 * 2**_MANTISSA_BITS
-"""Added to a small number it leaves no bits for a fraction: the last bits of the sum are the nearest integer's, in two's
-complement. ``mx.round`` takes three times as long."""
+"""Added to a small number it leaves no bits for a fraction: the last bits of the sum are the nearest integer's, in
+two's complement. ``mx.round`` takes three times as long."""
 
 _MASKED: Final = -1e30
 """Added to scores that do not count: small beside every other, but not too small to be multiplied by a distance."""

@@ -155,7 +155,7 @@ class _Layer:
     def __init__(self, rows: BatchCache, prompt: KVCache, tokens: int) -> None:
         self._rows = rows
         self._prompt = prompt
-        self.offset = mx.concatenate([rows.offset, mx.arange(prompt.offset, prompt.offset + tokens)])
+        self.offset = mx.concatenate([rows.positions, mx.arange(prompt.offset, prompt.offset + tokens)])
 
     def make_mask(self, tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The batch's; the prompt's is causal."""

@@ -24,6 +24,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from lanes.engines import cpu_rope
 from lanes.engines.base import Emission, Handover, SequenceSpec, until_eos
 from lanes.engines.prompt_caches import PromptCaches
 from lanes.engines.proposing import PLAIN, PairCosts, Plan
@@ -132,6 +133,7 @@ class SpeculativeEngine:
         self._turns.clear()
         self._under_way = None
         self._prompt_caches.clear()
+        cpu_rope.forget()
 
     def calibrate(self, prompt: tuple[int, ...]) -> None:
         """:meth:`calibrating`, all of it at once."""

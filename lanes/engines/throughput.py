@@ -22,7 +22,7 @@ import mlx.core as mx
 import msgspec
 from mlx_lm.models.cache import KVCache, make_prompt_cache, trim_prompt_cache
 
-from lanes.engines import hybrid
+from lanes.engines import cpu_rope, hybrid
 from lanes.engines.base import Emission, Handover, SequenceSpec
 from lanes.engines.batch import Batch
 from lanes.engines.hybrid import Chunk
@@ -170,6 +170,7 @@ class ThroughputEngine:
         self._prompts.clear()
         self._under_way.clear()
         self._prompt_caches.clear()
+        cpu_rope.forget()
 
     def _prefill(self, piece: _Piece, limit_s: float) -> list[Emission]:
         prompt = self._prompts[0]
@@ -259,7 +260,9 @@ class ThroughputEngine:
         piece.decodes = bool(piece.arrays)
         if batch.same_for > 1:
             piece.cache_tokens = cache_tokens
-        self.computed_tokens += sum(len(emission.token_ids) for emission in emissions)
+        # A sequence's first step computes the last token of its prompt; the last token that it emits is not needed.
+        ended = sum(emission.finish is not None for emission in emissions)
+        self.computed_tokens += sum(len(emission.token_ids) for emission in emissions) + batch.begun - ended
         return emissions
 
     def _left(self, token_ids: tuple[int, ...], cache: list[Any]) -> None:

@@ -79,7 +79,7 @@ def import_engines() -> None:
     """What the first model to be looked at and loaded would have to wait for: seconds. On any thread."""
     import vllm_mlx.mlx_streams  # noqa: PLC0415, F401
 
-    from lanes.engines import cpu_activations, cpu_attention, speculative, throughput  # noqa: PLC0415, F401
+    from lanes.engines import cpu_activations, cpu_attention, cpu_rope, speculative, throughput  # noqa: PLC0415, F401
     from lanes.host import models, preflight  # noqa: PLC0415, F401
 
 
@@ -173,10 +173,11 @@ def _prepare_device() -> None:
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     buffers.keep(None if on_cpu else memory_bytes(mx))
     if on_cpu:
-        from lanes.engines import cpu_activations, cpu_attention  # noqa: PLC0415
+        from lanes.engines import cpu_activations, cpu_attention, cpu_rope  # noqa: PLC0415
 
         cpu_attention.install()
         cpu_activations.install()
+        cpu_rope.install()
     elif mx.cuda.is_available():
         from lanes.engines import cuda_attention  # noqa: PLC0415
 

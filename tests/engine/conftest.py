@@ -4,7 +4,7 @@ import pytest
 from vllm_mlx.mlx_streams import bind_generation_streams
 
 from lanes import embedded
-from lanes.engines import buffers, cpu_activations, cpu_attention
+from lanes.engines import buffers, cpu_activations, cpu_attention, cpu_rope
 from lanes.engines.draft_length import DraftLength
 from lanes.host.models import load_pair
 from lanes.wire import ModelSpec
@@ -17,6 +17,7 @@ def pair():
     bind_generation_streams()
     cpu_attention.install()
     cpu_activations.install()
+    cpu_rope.install()
     buffers.keep(None)
     return load_pair(ModelSpec("opta-tiny", "embedded:target", "embedded:draft"))
 

@@ -118,6 +118,14 @@ def test_one_that_is_longer_than_the_room_in_front_of_the_others_moves_them():
     assert short.keys.shape == room
 
 
+def test_where_all_may_be_seen_there_is_no_mask():
+    batch = batch_of([5, 5], random.Random(6))
+    assert batch.make_mask(1) is None
+    assert batch.make_mask(1, return_array=True).tolist() == [[[[True] * 6]]] * 2
+    batch.extend(batch_of([4], random.Random(7)))
+    assert batch.make_mask(1).tolist() == [[[[True] * 6]], [[[True] * 6]], [[[False, *[True] * 5]]]]
+
+
 def test_many_that_leave_give_their_memory_back():
     rng = random.Random(5)
     batch = batch_of([50] * 8, rng)

@@ -74,7 +74,8 @@ def test_none_where_there_is_none_and_then_the_environment_stays(tmp_path, nothi
 def test_it_is_preloaded_beside_what_the_operator_preloads_but_never_over_their_blas(monkeypatch, before, after):
     monkeypatch.setattr(blas, "find_openblas", lambda: "/usr/lib/libopenblas.so.0")
     given = dict(before)
-    assert blas.preload_environment({**given, "HOME": "/root"}) == {"HOME": "/root", "LD_PRELOAD": after}
+    found = blas.preload_environment({**given, "HOME": "/root"})
+    assert (found["HOME"], found["LD_PRELOAD"]) == ("/root", after)
     assert before == given
 
 
@@ -112,6 +113,12 @@ def test_an_operators_choice_of_kernels_stays(monkeypatch):
     monkeypatch.setattr(blas, "better_kernels", lambda library: "Haswell")
     assert blas.preload_environment({})["OPENBLAS_CORETYPE"] == "Haswell"
     assert blas.preload_environment({"OPENBLAS_CORETYPE": "Zen"})["OPENBLAS_CORETYPE"] == "Zen"
+
+
+def test_its_threads_sleep_while_they_wait_unless_the_operator_wants_them_awake(monkeypatch):
+    monkeypatch.setattr(blas, "find_openblas", lambda: Path("/usr/lib/libopenblas.so.0"))
+    assert blas.preload_environment({})["OPENBLAS_THREAD_TIMEOUT"] == "10"
+    assert blas.preload_environment({"OPENBLAS_THREAD_TIMEOUT": "28"})["OPENBLAS_THREAD_TIMEOUT"] == "28"
 
 
 def test_the_loaded_blas_is_read_from_the_memory_map(tmp_path):
