@@ -134,6 +134,14 @@ def test_sequences_of_like_length_go_together():
     assert costs.place(1900, batches, 1.0) == 1
 
 
+def test_a_batch_is_not_split_for_what_may_be_noise():
+    costs = StepCosts()
+    for tokens in range(500, 8000, 100):
+        costs.decoded(tokens, 0.010 + 8e-6 * tokens)
+    assert costs.place(950, [(5, 400)], 1.0) == 0  # 30 ms more, where its own steps would take 18
+    assert costs.place(1500, [(5, 400)], 1.0) is None  # 56 ms and 22
+
+
 def test_of_batches_that_fit_as_well_the_small_one_is_left_to_end():
     assert learned().place(150, [(2, 150), (20, 200)], 1.0) == 1
 
