@@ -3,8 +3,8 @@
 mlx-lm's :class:`~mlx_lm.models.cache.BatchKVCache` is copied whole whenever a sequence joins or leaves, and reads its
 paddings back from the device then, layer by layer, each time waiting for the step that the device is at work on. Here a
 sequence is one row of an array that has some to spare: one that joins is written into the first spare row, one that
-leaves has its row taken by the last, and padding that nobody needs any more is not looked at. Measured: see
-``bench/README.md``.
+leaves has its row taken by the last, and padding that nobody needs any more is not looked at. On a CPU, with eight
+sequences of up to 950 tokens in seven layers, a join takes 5 ms instead of 125.
 """
 
 from __future__ import annotations

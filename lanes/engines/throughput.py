@@ -5,15 +5,16 @@ or copies the batch's cache. While nobody waits a prompt is computed by itself, 
 chunks are small, and are computed in the decode steps where the model can (:mod:`lanes.engines.hybrid`). Either way a
 prompt has a KV cache of its own, and joins a batch with it.
 
-There may be several batches. A batch is padded to its longest sequence and copied whole when one joins or leaves, so
-sequences of like length go together, and a batch ends where its step would get long. Where reading the weights costs
-more than the caches, as on a GPU, one batch is the cheapest, and there is only one.
+There may be several batches. A batch is padded to its longest sequence, so sequences of like length go together, and
+takes nobody in where its step would get long: for somebody who was there lately, or at all. Where reading the weights
+costs more than the caches, as on a GPU, one batch is the cheapest, and there is only one.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections import deque
 from typing import Any, Final
@@ -34,7 +35,10 @@ from lanes.fair_share import FairShare
 log = logging.getLogger(__name__)
 
 UNDISTURBED_STEP_S: Final = 0.25
-"""How long a chunk of prefill may take while nobody waits: whoever comes next waits for its end."""
+"""How long a step may take while nobody waits: whoever comes next waits for its end."""
+
+RETURNS_S: Final = 60.0
+"""Whoever was there so lately is taken to come back. A batch cannot be cut in two, so until then none gets large."""
 
 SHARES: Final = {"prefill": 3.0, "decode": 1.0}
 """Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
@@ -50,7 +54,7 @@ class ThroughputEngine:
         target: an mlx-lm model; shared with other engines, never changed.
         eos: token ids that end an answer.
         max_active: sequences decoded at a time; more wait their turn in order of arrival.
-        max_step_s: how long a decode step should be at most, whoever is there.
+        max_step_s: how long a decode step should be at most for those who were there lately (:data:`RETURNS_S`).
         prompt_caches: where prompts begin, and sequences leave what they computed; None: nowhere.
         pads_chunks: make the last chunk of a prompt as long as others are. On CUDA each new shape costs: a plan of 50
             to 80 ms if the chunk is a long one (:mod:`lanes.engines.cuda_attention`). None: there, and nowhere else.
@@ -73,6 +77,7 @@ class ThroughputEngine:
         self._eos = eos
         self._max_active = max_active
         self._max_step_s = UNDISTURBED_STEP_S if max_step_s is None else max_step_s
+        self._disturbed_s = -math.inf
         self._prompt_caches = prompt_caches if prompt_caches is not None else PromptCaches()
         self._prompts: deque[_Prompt] = deque()
         self._batches: list[Batch] = []
@@ -117,7 +122,7 @@ class ThroughputEngine:
     def step(self, limit_s: float | None = None) -> list[Emission]:
         """A chunk of the oldest prompt, or a step of the batch whose turn it is."""
         if limit_s is not None:
-            self._max_step_s = limit_s
+            self._max_step_s, self._disturbed_s = limit_s, time.perf_counter()
         kinds = ["decode"] if any(batch.has_work() for batch in self._batches) else []
         if self._prompts and self._decoding() < self._max_active:
             kinds.append("prefill")
@@ -236,7 +241,7 @@ class ThroughputEngine:
         ready = prompt.ready()
         prompt.leave(self._prompt_caches)  # a batch copies what joins it
         shapes = [(len(batch), batch.longest) for batch in self._batches]
-        index = self._costs.place(len(ready.token_ids), shapes, AIM * self._max_step_s)
+        index = self._costs.place(len(ready.token_ids), shapes, AIM * self._bound_s)
         if index is None:
             empty = (index for index, batch in enumerate(self._batches) if not len(batch))
             index = next(empty, len(self._batches))
@@ -244,6 +249,12 @@ class ThroughputEngine:
             self._batches.append(Batch(self._target, self._eos, self._max_active, self._left))
             self._turns.append(self._batches[-1])
         self._batches[index].add(ready)
+
+    @property
+    def _bound_s(self) -> float:
+        """How long a batch's step should be at most."""
+        returns = time.perf_counter() - self._disturbed_s < RETURNS_S
+        return self._max_step_s if returns else max(self._max_step_s, UNDISTURBED_STEP_S)
 
     def _next_batch(self) -> Batch:
         """The batch whose turn it is, of those that have work."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lanes.engines import throughput
 from lanes.engines.base import SequenceSpec
 from lanes.engines.throughput import ThroughputEngine
 from lanes.testing import GREEDY, NO_EOS, Driver
@@ -27,6 +28,19 @@ def answers(pair, prompts, limit_s):
 @pytest.fixture(scope="module")
 def undisturbed(pair, held_out):
     return answers(pair, held_out, None)
+
+
+@pytest.mark.parametrize(("limit_s", "returns_s", "batches"), [(None, 60.0, 1), (0.05, 60.0, 2), (0.05, 0.0, 1)])
+def test_batches_are_kept_small_for_whoever_was_there_lately(pair, held_out, monkeypatch, limit_s, returns_s, batches):
+    monkeypatch.setattr(throughput, "RETURNS_S", returns_s)
+    engine = ThroughputEngine(pair.target, NO_EOS, 4, 0.05)
+    for tokens in range(10, 200, 10):
+        engine._costs.decoded(tokens, 0.001 * tokens)  # both together are half as long again as the bound
+    driver = Driver(engine)
+    found = [driver.add(SequenceSpec(str(number), held_out[number], 8, GREEDY)) for number in range(2)]
+    while not all(answer.token_ids for answer in found):
+        driver.step(limit_s)
+    assert len(engine._batches) == batches
 
 
 def test_while_nobody_waits_the_whole_cache_is_copied_in_one_step(undisturbed):
