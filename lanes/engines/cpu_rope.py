@@ -28,8 +28,9 @@ def install() -> None:
 
 
 def forget() -> None:
-    """Let go of the angles that are known."""
+    """Let go of what is known, as nothing is computed any more."""
     _table.cache_clear()
+    _quarter_turn.cache_clear()
 
 
 def rope(

@@ -209,6 +209,8 @@ class SpeculativeEngine:
         run = self._runs.pop(request_id, None)
         if run is not None:
             self._turns.remove(request_id)
+        if not self._runs:
+            cpu_rope.forget()
         return run
 
     def _emit(self, run: Run, chosen: list[int], round_: Round | None, accepted: int) -> Emission:

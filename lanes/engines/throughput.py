@@ -143,6 +143,8 @@ class ThroughputEngine:
     def finish(self, since_s: float) -> list[Emission]:
         """See :class:`lanes.engines.base.Engine`."""
         piece = self._under_way.popleft()
+        if not self.has_work():
+            cpu_rope.forget()
         try:
             mx.eval(piece.arrays)
         except Exception as exc:

@@ -177,6 +177,9 @@ def _failure(name: str, exc: Exception) -> wire.ModelFailed:
 def _free() -> None:
     """Give the device its memory back: models and schedulers refer to themselves, so nothing goes by itself."""
     gc.collect()
+    rope = sys.modules.get("lanes.engines.cpu_rope")
+    if rope is not None:
+        rope.forget()
     mx = sys.modules.get("mlx.core")
     if mx is not None:
         mx.clear_cache()

@@ -117,6 +117,7 @@ def _pair(
     # Here, because importing mlx-lm takes seconds that a host of scripted models need not spend.
     import mlx.core as mx  # noqa: PLC0415
 
+    from lanes.engines import cpu_rope  # noqa: PLC0415
     from lanes.engines.speculative import SpeculativeEngine  # noqa: PLC0415
     from lanes.engines.throughput import ThroughputEngine  # noqa: PLC0415
     from lanes.host import models  # noqa: PLC0415
@@ -144,6 +145,7 @@ def _pair(
     yield wire.ModelProgress(pair.info.name, "calibrating")
     _try_batch(throughput, prompt)
     log.info("%s: decode steps %s chunks of prompts", pair.info.name, "carry" if throughput.carries else "cannot carry")
+    cpu_rope.forget()  # the trials were passes outside of an engine's steps
     mx.clear_cache()
     return Resident(
         msgspec.structs.replace(pair.info, load_s=round(time.monotonic() - started_s, 3)),

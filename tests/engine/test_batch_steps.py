@@ -55,3 +55,14 @@ def test_while_somebody_waits_a_step_copies_no_more_than_fits(pair, held_out, un
 
 def test_and_all_of_it_if_that_fits(pair, held_out, undisturbed):
     assert answers(pair, held_out, 60.0) == undisturbed
+
+
+def test_a_prompt_of_one_token_joins_with_nothing_computed(pair):
+    alone, beside = ThroughputEngine(pair.target, NO_EOS, 4), ThroughputEngine(pair.target, NO_EOS, 4)
+    driver, other = Driver(alone), Driver(beside)
+    found = driver.add(SequenceSpec("one", (262,), 6, GREEDY))
+    driver.finish()
+    assert len(found.token_ids) == 6
+    again = [other.add(SequenceSpec(str(number), (262,), 6, GREEDY)) for number in range(2)]
+    other.finish(1e-6)
+    assert [answer.token_ids for answer in again] == [found.token_ids] * 2
