@@ -155,6 +155,8 @@ class Loader:
             return wire.ModelPrepared(name, facts_of(examined, self._lanes))
         except Exception as exc:  # whoever waits for this pair must hear of it, whatever went wrong
             return _failure(name, exc)
+        finally:
+            _forget_positions()
 
     def _unload(self, name: str) -> None:
         load = self._loads.pop(name, None)
@@ -177,9 +179,14 @@ def _failure(name: str, exc: Exception) -> wire.ModelFailed:
 def _free() -> None:
     """Give the device its memory back: models and schedulers refer to themselves, so nothing goes by itself."""
     gc.collect()
-    rope = sys.modules.get("lanes.engines.cpu_rope")
-    if rope is not None:
-        rope.forget()
+    _forget_positions()
     mx = sys.modules.get("mlx.core")
     if mx is not None:
         mx.clear_cache()
+
+
+def _forget_positions() -> None:
+    """Models ran outside of an engine's steps, which do this for themselves."""
+    rope = sys.modules.get("lanes.engines.cpu_rope")
+    if rope is not None:
+        rope.forget()
