@@ -200,9 +200,8 @@ class Batch:
         running = self._scheduler.running_batch()
         if self._to_copy:
             self._to_copy, self._same_for = False, 0
-            self._uncopied = (
-                [layer for layer in running.prompt_cache if not layer.empty()] if running is not None else []
-            )
+            layers = running.prompt_cache if running is not None else []
+            self._uncopied = [layer for layer in layers if not layer.empty()]
             mx.eval(self.under_way(), [layer.moving for layer in self._uncopied if isinstance(layer, BatchCache)])
         started_s = layer_started_s = time.perf_counter()
         while self._uncopied:

@@ -74,8 +74,11 @@ def test_none_where_there_is_none_and_then_the_environment_stays(tmp_path, nothi
 def test_it_is_preloaded_beside_what_the_operator_preloads_but_never_over_their_blas(monkeypatch, before, after):
     monkeypatch.setattr(blas, "find_openblas", lambda: "/usr/lib/libopenblas.so.0")
     given = dict(before)
-    found = blas.preload_environment({**given, "HOME": "/root"})
-    assert (found["HOME"], found["LD_PRELOAD"]) == ("/root", after)
+    assert blas.preload_environment({**given, "HOME": "/root"}) == {
+        "HOME": "/root",
+        "LD_PRELOAD": after,
+        "OPENBLAS_THREAD_TIMEOUT": "10",
+    }
     assert before == given
 
 
