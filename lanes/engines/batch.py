@@ -16,10 +16,11 @@ from typing import Any, Final, cast
 
 import mlx.core as mx
 from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, SequenceStateMachine, TokenBuffer
+from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from vllm_mlx import Request, SamplingParams, Scheduler, SchedulerConfig
 
 from lanes.engines import hybrid
-from lanes.engines.base import Emission, Handover
+from lanes.engines.base import Emission, Handover, SequenceSpec
 from lanes.engines.batch_cache import BatchCache, joining
 from lanes.engines.hybrid import Chunk
 from lanes.engines.kv_layers import compute
@@ -54,6 +55,7 @@ class Batch:
         self._numbers = count()
         self._scheduler_ids: dict[str, str] = {}
         self._request_ids: dict[str, str] = {}
+        self._specs: dict[str, SequenceSpec] = {}
         self._tokens: dict[str, int] = {}
         self._joining: set[str] = set()
         self._aborted: set[str] = set()
@@ -85,18 +87,48 @@ class Batch:
         request.remaining_tokens = [handover.token_ids[-1]]
         self._scheduler_ids[spec.request_id] = scheduler_id
         self._request_ids[scheduler_id] = spec.request_id
+        self._specs[spec.request_id] = spec
         self._tokens[spec.request_id] = len(handover.token_ids)
         self._joining.add(spec.request_id)
         self._since_reset += 1
 
     def cancel(self, request_id: str) -> None:
         """Forget a sequence; the scheduler lets go of it as its next step begins."""
-        scheduler_id = self._scheduler_ids.pop(request_id)
-        del self._request_ids[scheduler_id], self._tokens[request_id]
+        self._scheduler.leave_early(self._scheduler_ids[request_id])
+        self._abort(request_id)
+
+    def release(self) -> Handover | None:
+        """Let go of one sequence, between two steps, and with it of as much as possible; None if none can go.
+
+        It is the last row, so that no other has to move, with what is still to be copied out of the batch's cache.
+        Its newest token is computed once more where it goes on, and gives the same one after it.
+        """
+        running = self._scheduler.running_batch()
+        if running is None or self._to_copy or self._uncopied:
+            return None
+        for uid in reversed(running.uids):
+            scheduler_id = self._scheduler.uid_to_request_id[uid]
+            request_id = self._request_ids.get(scheduler_id)
+            if request_id is None or uid in running.new:
+                continue
+            token_ids, cache = self._scheduler.computed(scheduler_id)
+            if not can_trim_prompt_cache(cache):
+                return None
+            trim_prompt_cache(cache, 1)
+            handover = Handover(self._specs[request_id], token_ids, cache)
+            self._abort(request_id)
+            return handover
+        return None
+
+    def _abort(self, request_id: str) -> None:
+        scheduler_id = self._scheduler_ids[request_id]
+        self._forget(request_id)
         self._joining.discard(request_id)
-        self._scheduler.leave_early(scheduler_id)
         self._scheduler.abort_request(scheduler_id)
         self._aborted.add(scheduler_id)
+
+    def _forget(self, request_id: str) -> None:
+        del self._request_ids[self._scheduler_ids.pop(request_id)], self._tokens[request_id], self._specs[request_id]
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._scheduler_ids
@@ -143,10 +175,14 @@ class Batch:
         Where it :attr:`carries` one, a ``chunk`` of a prompt is computed in the same pass.
         """
         self._copied, self.begun = None, 0
-        if not self._aborted and (self._uncopied or (self._to_copy and not self._joining)):
+        if self._aborted:
+            self._let_go()
+        if not (self._to_copy or self._uncopied):
+            self._to_copy = self._make_room()
+        if self._to_copy or self._uncopied:
             self._copy(limit_s)
             return []
-        changed = bool(self._joining or self._aborted)
+        joined, ended = bool(self._joining), False
         running = self._scheduler.running_batch()
         if running is not None:
             running.chunk, running.begun = chunk, 0
@@ -157,7 +193,7 @@ class Batch:
         emissions = []
         for output in outputs:
             if output.finished:
-                changed = True
+                ended = True
                 self._scheduler.remove_finished_request(output.request_id)
             request_id = self._request_ids.get(output.request_id)
             if request_id is None:
@@ -173,15 +209,29 @@ class Batch:
             )
             self._tokens[request_id] += len(output.new_token_ids)
             if output.finished:
-                del self._request_ids[output.request_id], self._scheduler_ids[request_id], self._tokens[request_id]
-        while self._aborted:
-            self._scheduler.remove_finished_request(self._aborted.pop())
+                self._forget(request_id)
         if self._since_reset >= RESET_AFTER_SEQUENCES and not self._scheduler.has_requests():
             self._scheduler.reset()
             self._since_reset = 0
-        self._same_for = 0 if changed else self._same_for + 1
-        self._to_copy, self._uncopied = changed and len(self) > 0, []
+        self._same_for = 0 if joined or ended else self._same_for + 1
+        self._to_copy = ended and len(self) > 0
         return emissions
+
+    def _let_go(self) -> None:
+        """Of those that were cancelled or released, before what they leave is copied, and before the next step."""
+        self._scheduler.abort_now()
+        while self._aborted:
+            self._scheduler.remove_finished_request(self._aborted.pop())
+        self._same_for = 0
+        self._to_copy, self._uncopied = len(self) > len(self._joining), []
+
+    def _make_room(self) -> bool:
+        """Whether the cache has to be copied for the next step's tokens, or for those that join in it; then it will be."""
+        running = self._scheduler.running_batch()
+        layers = running.prompt_cache if running is not None else []
+        joining = [self._tokens[request_id] - 1 for request_id in self._joining]
+        longest = max(joining, default=0)
+        return any([layer.make_room(len(joining), longest) for layer in layers if isinstance(layer, BatchCache)])
 
     def under_way(self) -> list[mx.array]:
         """What the last step dispatched: evaluated when the device is through with it."""
@@ -219,7 +269,7 @@ class Batch:
     def close(self) -> None:
         """Drop all sequences."""
         self._scheduler.reset()
-        for ids in (self._scheduler_ids, self._request_ids, self._tokens, self._joining, self._aborted):
+        for ids in (self._scheduler_ids, self._request_ids, self._specs, self._tokens, self._joining, self._aborted):
             ids.clear()
 
 
@@ -232,12 +282,20 @@ class _OwnSteps(Scheduler):  # type: ignore[misc]
 
     def leave_early(self, scheduler_id: str) -> None:
         """Say what a sequence that is about to be aborted has computed."""
-        uid, request = self.request_id_to_uid.get(scheduler_id), self.running.get(scheduler_id)
-        running = self.running_batch()
-        if uid is None or request is None or running is None or uid in running.new:
+        uid, running = self.request_id_to_uid.get(scheduler_id), self.running_batch()
+        if uid is None or scheduler_id not in self.running or running is None or uid in running.new:
             return  # it has computed nothing yet
+        self._leave(*self.computed(scheduler_id))
+
+    def computed(self, scheduler_id: str) -> tuple[tuple[int, ...], list[Any]]:
+        """What a running sequence has computed: tokens, and a cache of all of them, which is still a plan."""
+        uid = self.request_id_to_uid[scheduler_id]
         cache, _ = self.batch_generator.extract_cache([uid])[uid]
-        self._leave(_tokens_of(request), cache)
+        return _tokens_of(self.running[scheduler_id]), cache
+
+    def abort_now(self) -> None:
+        """Drop those that were aborted."""
+        self._process_pending_aborts()
 
     def running_batch(self) -> _RunningBatch | None:
         """The sequences that are decoded; None before the first has joined."""

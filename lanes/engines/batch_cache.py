@@ -149,6 +149,19 @@ class BatchCache(BatchKVCache):  # type: ignore[misc]
         if other.keys is not None and other._idx:
             self._write(rows, other._seen(other.keys), other._seen(other.values))
 
+    def make_room(self, joining: int, longest: int) -> bool:
+        """Whether a step with so many more sequences, of at most ``longest`` tokens, needs other arrays; they are made.
+
+        Else it is written where there is room. With nothing here yet, the step makes them.
+        """
+        if self.keys is None:
+            return False
+        in_front, rows = max(longest - self._idx, 0), len(self.paddings) + joining
+        if in_front <= self._start and rows <= self.keys.shape[0] and self._end < self.keys.shape[2]:
+            return False
+        self._make_room(max(rows, self.keys.shape[0]), 1, in_front)
+        return True
+
     def extract(self, idx: int) -> KVCache:
         """One row, without its padding."""
         self.settle()

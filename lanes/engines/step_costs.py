@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from typing import Final
 
-SIZES: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+SIZES: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Tokens of a chunk of prefill. Few, because a GPU compiles and caches for each shape."""
 
 UNMEASURED_TOKENS: Final = 64
+FEW: Final = 32
+"""Tokens of a chunk that takes about twice what reading the weights does, on a CPU; elsewhere it takes more."""
+
 AS_GOOD: Final = 1.05
 """A larger chunk is preferred even if each of its tokens costs a twentieth more: fewer steps."""
 
 MEMORY: Final = 0.03
 """Weight of the newest step: about thirty steps of memory, more than a scheduling hiccup."""
 
+AIM: Final = 0.8
+"""Share of a bound that a step is made for: sequences grow, measurements scatter."""
+
 WORTH_SPLITTING: Final = 2.5
-"""A batch is not split before its step takes so many times what reading the weights alone takes: its halves would take
-0.7 of it each, and 1.4 times as long together."""
+"""Where even one sequence's step is above the bound, a batch's step may take so many times what reading the weights
+takes: its halves would take 0.7 of it each, and 1.4 times as long together."""
 
 WORTH_ITS_OWN: Final = 2.0
 """A sequence begins a batch only where joining one costs so many times what its own steps would. Both are small
@@ -27,10 +33,6 @@ cost a quarter of the tokens/s for as long as it lived."""
 CARRIED_ROWS: Final = (16, 32, 48, 64, 96, 128)
 """Sequences and tokens of a decode step that carries a chunk: matrix products come in multiples of 16 rows, and one of
 24 takes longer than one of 32 (OpenBLAS on an AMD CPU). Of more the weights are a small part."""
-
-CARRIES: Final = 1.5
-"""A decode step that takes its limit by itself carries what makes it half as long again: a chunk of its own would take
-about as long as the step."""
 
 UNMEASURED_CARRIED: Final = 0.6
 """Before any measurement a carried chunk counts as this share of what its tokens take by themselves."""
@@ -150,7 +152,8 @@ class StepCosts:
 
     def prefilled(self, tokens: int, attended: int, seconds: float) -> None:
         """Book a chunk of ``tokens``, the last of which attends to ``attended`` tokens."""
-        own_s = max(seconds - self._decode.intercept, seconds / 2)  # what else is in it is no more than half
+        least = min(0.5, tokens / FEW)  # of a chunk that is not very short, what else is in it is no more than half
+        own_s = max(seconds - self._decode.intercept, least * seconds)
         self._chunk_token.observe(attended, own_s / tokens)
 
     def carried(self, cache_tokens: int, tokens: int, attended: int, seconds: float) -> None:
@@ -164,6 +167,12 @@ class StepCosts:
     def decode_s(self, cache_tokens: int) -> float:
         """Expected seconds of a decode step; 0 before any."""
         return self._decode.at(cache_tokens)
+
+    def longest_s(self, length: int, limit_s: float) -> float:
+        """The bound of a batch with a sequence of so many tokens: ``limit_s``, if that can be kept."""
+        if self.decode_s(length) <= limit_s:
+            return limit_s
+        return max(limit_s, WORTH_SPLITTING * self._decode.intercept)
 
     def chunk_s(self, tokens: int, attended: int) -> float:
         """Expected seconds of a chunk."""
@@ -188,12 +197,12 @@ class StepCosts:
             sequences: of the batch.
             longest: tokens of the longest one.
             offset: tokens before the chunk.
-            limit_s: how long the whole step should take.
+            limit_s: how long the whole step may take.
         """
         if not (self._chunk_token.known and self._decode.known):
             return 0
         decode_s = self.decode_s(sequences * longest)
-        room_s = max(limit_s, CARRIES * decode_s) - decode_s
+        room_s = AIM * self.longest_s(longest, limit_s) - decode_s
         sizes = (rows - sequences for rows in CARRIED_ROWS if rows > sequences)
         return max((size for size in sizes if self._carried_s(size, offset + size) <= room_s), default=0)
 
@@ -209,10 +218,9 @@ class StepCosts:
         Args:
             length: tokens of the sequence.
             batches: sequences and tokens of the longest one of each batch.
-            limit_s: no batch's decode step is to take longer; but where the weights are most of a step, a second batch
-                would read them once more and shorten nothing.
+            limit_s: no batch's decode step is to take longer, if one sequence's does not (:meth:`longest_s`).
         """
-        longest_s = max(limit_s, WORTH_SPLITTING * self._decode.intercept)
+        longest_s = AIM * self.longest_s(length, limit_s)
         alone_s = self.decode_s(length)
         best, best_s = None, math.inf
         for index, (sequences, longest) in enumerate(batches):

@@ -29,7 +29,7 @@ from lanes.engines.batch import Batch
 from lanes.engines.hybrid import Chunk
 from lanes.engines.kv_layers import KVLayers, compute
 from lanes.engines.prompt_caches import PromptCaches
-from lanes.engines.step_costs import StepCosts, chunk_size
+from lanes.engines.step_costs import AIM, StepCosts, chunk_size
 from lanes.fair_share import FairShare
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,10 @@ UNDISTURBED_STEP_S: Final = 0.25
 """How long a step may take while nobody waits: whoever comes next waits for its end."""
 
 RETURNS_S: Final = 60.0
-"""Whoever was there so lately is taken to come back. A batch cannot be cut in two, so until then none gets large."""
+"""Whoever was there so lately is taken to come back: until then no batch gets so large that it would have to be cut."""
 
 SHARES: Final = {"prefill": 3.0, "decode": 1.0}
 """Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
-
-AIM: Final = 0.7
-"""Share of a bound that a step is made for: sequences grow, measurements scatter."""
 
 
 class ThroughputEngine:
@@ -128,15 +125,18 @@ class ThroughputEngine:
             kinds.append("prefill")
         piece = _Piece()
         self._under_way.append(piece)
-        if limit_s is not None and len(kinds) > 1 and self._carries_oldest(AIM * limit_s):
-            if self._next_batch().carries:
-                return self._both(piece, AIM * limit_s)
-            kinds = ["decode"]  # until it does
+        if limit_s is not None and "decode" in kinds:
+            if self._cut(piece, limit_s):
+                return []
+            if "prefill" in kinds and self._carries_oldest(limit_s):
+                if self._next_batch().carries:
+                    return self._both(piece, limit_s)
+                kinds = ["decode"]  # until it does
         match self._share.select(kinds):
             case "prefill":
                 return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
             case "decode":
-                return self._decode(piece, None if limit_s is None else AIM * limit_s)
+                return self._decode(piece, limit_s)
             case _:
                 return []
 
@@ -242,15 +242,33 @@ class ThroughputEngine:
     def _join(self, prompt: _Prompt) -> None:
         ready = prompt.ready()
         prompt.leave(self._prompt_caches)  # a batch copies what joins it
-        shapes = [(len(batch), batch.longest) for batch in self._batches]
-        index = self._costs.place(len(ready.token_ids), shapes, AIM * self._bound_s)
-        if index is None:
-            empty = (index for index, batch in enumerate(self._batches) if not len(batch))
-            index = next(empty, len(self._batches))
-        if index == len(self._batches):
-            self._batches.append(Batch(self._target, self._eos, self._max_active, self._left))
-            self._turns.append(self._batches[-1])
-        self._batches[index].add(ready)
+        self._place(ready)
+
+    def _place(self, ready: Handover, besides: Batch | None = None) -> None:
+        """Let a sequence join a batch, not the one ``besides``."""
+        batches = [batch for batch in self._batches if batch is not besides]
+        shapes = [(len(batch), batch.longest) for batch in batches]
+        index = self._costs.place(len(ready.token_ids), shapes, self._bound_s)
+        batch = next((batch for batch in batches if not len(batch)), None) if index is None else batches[index]
+        if batch is None:
+            batch = Batch(self._target, self._eos, self._max_active, self._left)
+            self._batches.append(batch)
+            self._turns.append(batch)
+        batch.add(ready)
+
+    def _cut(self, piece: _Piece, limit_s: float) -> bool:
+        """Whether the batch whose turn it is has got too large for ``limit_s``: then a sequence goes to another."""
+        batch = self._next_batch()
+        longest_s = self._costs.longest_s(batch.longest, limit_s)
+        if len(batch) < 2 or self._costs.decode_s(batch.cache_tokens) <= longest_s:
+            return False
+        released = batch.release()
+        if released is None or released.cache is None:
+            return False
+        piece.arrays = [array for layer in released.cache for array in layer.state]
+        mx.async_eval(piece.arrays)  # type: ignore[no-untyped-call]
+        self._place(released, besides=batch)
+        return True
 
     @property
     def _bound_s(self) -> float:
@@ -264,11 +282,11 @@ class ThroughputEngine:
             self._turns.rotate(-1)
         return self._turns[0]
 
-    def _decode(self, piece: _Piece, copy_limit_s: float | None, chunk: Chunk | None = None) -> list[Emission]:
+    def _decode(self, piece: _Piece, limit_s: float | None, chunk: Chunk | None = None) -> list[Emission]:
         batch = self._next_batch()
         self._turns.rotate(-1)
         cache_tokens = batch.cache_tokens
-        emissions = batch.step(copy_limit_s, chunk)
+        emissions = batch.step(None if limit_s is None else AIM * limit_s, chunk)
         piece.arrays = batch.under_way()
         piece.decodes = bool(piece.arrays)
         if batch.same_for > 1:

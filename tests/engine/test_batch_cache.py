@@ -118,6 +118,25 @@ def test_one_that_is_longer_than_the_room_in_front_of_the_others_moves_them():
     assert short.keys.shape == room
 
 
+def test_room_is_made_before_a_step_needs_it():
+    rng = random.Random(8)
+    batch = batch_of([250, 100], rng)
+    while not batch.make_room(0, 0):
+        before = batch.keys.shape
+        fed(batch, 2, 1, rng)
+        assert batch.keys.shape == before
+    rows = rows_of(batch)
+    for joining in ([40], [600], [20, 900]):
+        batch.make_room(len(joining), max(joining))
+        room = batch.keys.shape
+        others = batch_of(joining, rng)
+        rows += rows_of(others)
+        batch.extend(others)
+        assert rows_of(batch) == rows
+        assert not batch.make_room(0, 0)
+        assert batch.keys.shape == room
+
+
 def test_where_all_may_be_seen_there_is_no_mask():
     batch = batch_of([5, 5], random.Random(6))
     assert batch.make_mask(1) is None

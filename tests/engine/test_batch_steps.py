@@ -1,4 +1,4 @@
-"""Copying a batch's cache is cut into steps as short as they may be, and changes nothing."""
+"""A batch's steps are as short as they may be, and what that takes changes no answer."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from lanes.engines import throughput
 from lanes.engines.base import SequenceSpec
 from lanes.engines.throughput import ThroughputEngine
 from lanes.testing import GREEDY, NO_EOS, Driver
+from lanes.wire import Sampling
 
 LENGTHS = (4, 16, 16)
 
@@ -37,10 +38,50 @@ def test_batches_are_kept_small_for_whoever_was_there_lately(pair, held_out, mon
     for tokens in range(10, 200, 10):
         engine._costs.decoded(tokens, 0.001 * tokens)  # both together are half as long again as the bound
     driver = Driver(engine)
+    driver.step(limit_s)
     found = [driver.add(SequenceSpec(str(number), held_out[number], 8, GREEDY)) for number in range(2)]
     while not all(answer.token_ids for answer in found):
-        driver.step(limit_s)
+        driver.step()
     assert len(engine._batches) == batches
+
+
+SAMPLED = Sampling(temperature=0.8, seed=11, repetition_penalty=1.1)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_a_batch_that_is_too_large_for_whoever_comes_is_cut_and_every_answer_goes_on(pair, held_out, sampling):
+    specs = [SequenceSpec(str(number), held_out[number], 24, sampling) for number in range(4)]
+    alone = [Driver(ThroughputEngine(pair.target, NO_EOS, 4)) for _ in specs]
+    expected = [driver.add(spec) for driver, spec in zip(alone, specs, strict=True)]
+    for driver in alone:
+        driver.finish()
+
+    engine = ThroughputEngine(pair.target, NO_EOS, 4)
+    driver = Driver(engine)
+    found = [driver.add(spec) for spec in specs]
+    while not all(len(answer.token_ids) > 4 for answer in found):
+        driver.step()
+    assert [len(batch) for batch in engine._batches] == [4]
+    longest = engine._batches[0].longest
+    for _ in range(100):
+        for sequences in (1, 2, 3, 4):
+            engine._costs.decoded(sequences * longest, 0.01 * sequences)
+    given = [len(answer.token_ids) for answer in found]
+    for _ in range(2):
+        driver.step(0.026)  # two sequences' step is made for eight tenths of it
+    assert [len(batch) for batch in engine._batches] == [2, 2]
+    assert [len(answer.token_ids) for answer in found] == given  # no step of all of them in between
+    driver.finish(0.026)
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+
+
+def test_a_batch_of_one_is_not_cut_however_long_its_step_takes(pair, held_out):
+    engine = ThroughputEngine(pair.target, NO_EOS, 4, 1e-6)
+    driver = Driver(engine)
+    found = driver.add(SequenceSpec("one", held_out[0], 12, GREEDY))
+    driver.finish(1e-6)
+    assert len(found.token_ids) == 12
+    assert len(engine._batches) == 1
 
 
 def test_while_nobody_waits_the_whole_cache_is_copied_in_one_step(undisturbed):

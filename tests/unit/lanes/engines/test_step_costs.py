@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lanes.engines.step_costs import (
+    AIM,
     AS_GOOD,
     CARRIED_ROWS,
-    CARRIES,
     LEAST_CARRIED,
     SIZES,
     UNMEASURED_TOKENS,
@@ -148,17 +148,30 @@ def test_of_batches_that_fit_as_well_the_small_one_is_left_to_end():
 
 def test_a_batch_whose_step_would_get_too_long_takes_nobody_in():
     costs = learned()
-    limit_s = decode_s(10 * 2000)
+    limit_s = decode_s(10 * 2000) / AIM
     assert costs.place(2000, [(9, 2000)], limit_s) == 0
     assert costs.place(2000, [(10, 2000)], limit_s) is None
 
 
-def test_where_the_weights_are_most_of_a_step_there_is_one_batch():
+def heavy():
+    """Of a model whose weights alone take 30 ms."""
     costs = StepCosts()
     for tokens in range(100, 6000, 100):
-        costs.decoded(tokens, 0.03 + 1e-7 * tokens)
-    assert costs.decode_s(31 * 500) < WORTH_SPLITTING * 0.03
-    assert costs.place(500, [(30, 500)], 0.01) == 0
+        costs.decoded(tokens, 0.03 + 1e-6 * tokens)
+    return costs
+
+
+def test_a_bound_that_no_step_keeps_leaves_one_batch_as_long_as_the_weights_are_most_of_a_step():
+    assert heavy().longest_s(500, 0.01) == pytest.approx(WORTH_SPLITTING * 0.03)
+    assert heavy().place(500, [(30, 500)], 0.01) == 0
+    assert heavy().place(500, [(90, 500)], 0.01) is None
+
+
+@given(st.integers(1, 2000), st.integers(1, 40), st.integers(1, 2000), st.floats(0.033, 1.0))
+def test_a_bound_that_each_sequence_keeps_by_itself_is_kept_by_every_batch(length, sequences, longest, limit_s):
+    costs = heavy()
+    joined = costs.place(length, [(sequences, longest)], limit_s) == 0
+    assert not joined or costs.decode_s((sequences + 1) * max(longest, length)) <= AIM * limit_s
 
 
 def test_nothing_measured_means_one_batch():
@@ -177,13 +190,14 @@ def carrying(share):
 
 
 @given(st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 40), st.integers(1, 2000), st.floats(0.0, 1.0))
-def test_a_decode_step_carries_what_fits_into_its_limit_or_half_of_itself(share, sequences, longest, limit_s):
+def test_a_decode_step_carries_what_fits_into_its_limit(share, sequences, longest, limit_s):
     costs = carrying(share)
     tokens = costs.carried_tokens(sequences, longest, 100, limit_s)
     assert tokens == 0 or sequences + tokens in CARRIED_ROWS
     decode_s = costs.decode_s(sequences * longest)
     token_s = share * (costs.chunk_s(1, 100 + tokens) - costs.chunk_s(0, 100 + tokens))
-    assert tokens * token_s <= 1.01 * max(limit_s - decode_s, (CARRIES - 1) * decode_s)
+    longest_s = AIM * costs.longest_s(longest, limit_s)
+    assert tokens == 0 or decode_s + tokens * token_s <= 1.01 * longest_s
 
 
 def test_the_less_a_chunk_adds_to_a_decode_step_the_larger_it_is():
