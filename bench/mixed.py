@@ -20,6 +20,7 @@ import httpx
 import msgspec
 
 from bench import servers
+from bench.bounded_steps import DEFAULT_MS, BoundedSteps, add_max_step_ms, bounded_steps
 from bench.client import Completion
 from bench.load import (
     Agents,
@@ -52,6 +53,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     settle_s: float = 25.0
     think_s: float = 1.0
     weights: tuple[float, float] = (8.0, 1.0)
+    max_step_ms: float = DEFAULT_MS
     seed: int = 1
 
     def for_peers(self) -> Load:
@@ -65,7 +67,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One server with one number of streams. Interactive tokens/s count from asking to the last token: what is seen.
 
     Both busy ratios are to the idle *median*. ``given_up`` questions had no text when the time was over; what they had
-    waited by then counts as their time to first token, so it is a lower bound.
+    waited by then counts as their time to first token, so it is a lower bound. ``bounded_steps`` are our throughput
+    lane's, while the person asked.
     """
 
     server: str
@@ -84,6 +87,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     interactive_busy_tokens_per_s: float
     background_solo_tokens_per_s: float
     background_busy_tokens_per_s: float
+    bounded_steps: BoundedSteps | None = None
 
     @property
     def interactive_kept(self) -> float:
@@ -105,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=24, help="questions to the idle server")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long the person asks the busy server")
     parser.add_argument("--weights", type=float, nargs=2, default=(8.0, 1.0), metavar=("INTERACTIVE", "THROUGHPUT"))
+    add_max_step_ms(parser)
     parser.add_argument("--peers", action="store_true", help="the same load against mlx_lm.server and vllm-mlx serve")
     add_save(parser)
 
@@ -117,13 +122,15 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         busy_s=arguments.seconds,
         weights=tuple(arguments.weights),
+        max_step_ms=arguments.max_step_ms,
     )
     rows = measure(load, with_peers=arguments.peers)
     promises = bars(rows, load)
     save(arguments.save, {"load": load, "rows": rows, "bars": promises})
     low, high = load.background_prompt_tokens
     print(
-        f"Background prompts of {low} to {high} tokens, weights {load.weights[0]:g}:{load.weights[1]:g}, {machine()}\n"
+        f"Background prompts of {low} to {high} tokens, weights {load.weights[0]:g}:{load.weights[1]:g}, "
+        f"`max_step_ms` {load.max_step_ms:g}, {machine()}\n"
     )
     print(table(rows) + "\n")
     return print_bars(promises)
@@ -136,7 +143,8 @@ def measure(load: Load, *, with_peers: bool) -> list[Row]:
         interactive, throughput = load.weights
         config.write_text(
             f"lanes:\n  interactive: {{weight: {interactive:g}}}\n"
-            f"  throughput: {{weight: {throughput:g}, max_active: {max(32, *load.background)}}}\n",
+            f"  throughput: {{weight: {throughput:g}, max_active: {max(32, *load.background)},"
+            f" max_step_ms: {load.max_step_ms:g}}}\n",
             "utf-8",
         )
         ours = servers.opta_router(config)
@@ -151,21 +159,23 @@ def measure(load: Load, *, with_peers: bool) -> list[Row]:
         ]
 
 
-async def _measure_one(server: servers.Server, load: Load, streams: int, again_at_the_end: bool) -> Row:
+async def _measure_one(server: servers.Server, load: Load, streams: int, ours: bool) -> Row:
     count = encoded_tokens()
     async with servers.running(server) as client:
         asking, working = callers(server, client, load)
         person = Person(asking, think_s=load.think_s, seed=load.seed)
         await _warm_up(asking, working)
-        idle = await person.asks(load.rounds // 2 if again_at_the_end else load.rounds)
+        idle = await person.asks(load.rounds // 2 if ours else load.rounds)
         async with Agents(working, streams) as agents:
             await agents.settled(load.settle_s)
             solo = await tokens_per_s(agents, load.solo_s, count)
+            before = await bounded_steps(client) if ours else None
             started_s = time.perf_counter()
             busy = await person.asks_for(load.busy_s, PATIENCE_S)
             ended_s = time.perf_counter()
             background = count(agents.streams, started_s, ended_s) / (ended_s - started_s)
-        if again_at_the_end:
+            bounded = (await bounded_steps(client)).since(before) if before is not None else None
+        if ours:
             idle += await person.asks(load.rounds - len(idle))
     ttft_idle, ttft_busy = ttfts_ms(idle), ttfts_ms(busy, ended_s)
     return Row(
@@ -185,6 +195,7 @@ async def _measure_one(server: servers.Server, load: Load, streams: int, again_a
         interactive_busy_tokens_per_s=seen_tokens_per_s(busy, count, ended_s),
         background_solo_tokens_per_s=solo,
         background_busy_tokens_per_s=background,
+        bounded_steps=bounded,
     )
 
 
@@ -235,6 +246,7 @@ COLUMNS = (
     "busy",
     "background tokens/s: alone",
     "beside the person",
+    "steps longer than `max_step_ms`",
 )
 
 
@@ -259,6 +271,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.interactive_busy_tokens_per_s:.1f} ({row.interactive_kept:.0%})",
         f"{row.background_solo_tokens_per_s:.1f}",
         f"{row.background_busy_tokens_per_s:.1f} ({row.background_kept:.0%})",
+        str(row.bounded_steps or ""),
     )
 
 

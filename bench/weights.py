@@ -31,6 +31,7 @@ import httpx
 import msgspec
 
 from bench import servers
+from bench.bounded_steps import DEFAULT_MS, BoundedSteps, add_max_step_ms
 from bench.client import Completion
 from bench.device import device
 from bench.load import Agents, Caller, Person, again_and_again, prompts, reported_tokens, ttfts_ms
@@ -91,6 +92,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: float = 45.0
     question_tokens: int = 64
     temperature: float = 0.7
+    max_step_ms: float = DEFAULT_MS
     seed: int = 1
 
 
@@ -101,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, nargs=2, default=(50, 1000), metavar=("LOW", "HIGH"), help="tokens of their prompts"
     )
+    add_max_step_ms(parser)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
     parser.add_argument("--cycles", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--questions", type=int, default=24, help="of the person to the idle server")
@@ -119,12 +122,16 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         cycles=arguments.cycles,
         questions=arguments.questions,
+        max_step_ms=arguments.max_step_ms,
     )
     runs_on = device()
     sum_bound = arguments.sum_bound or (SUM_BOUND_CPU if runs_on == "cpu" else SUM_BOUND_GPU)
     found = measure(load)
     promises = bars(found, sum_bound)
-    print(f"{load.interactive} interactive and {load.background} throughput streams on {runs_on}, {machine()}\n")
+    print(
+        f"{load.interactive} interactive and {load.background} throughput streams on {runs_on}, "
+        f"`max_step_ms` {load.max_step_ms:g}, {machine()}\n"
+    )
     print(f"{table(found)}\n\n{alone_line(found)}\n{ttft_line(found)}\n")
     save(arguments.save, {"device": runs_on, "load": load, "found": found, "bars": promises})
     return print_bars(promises)
@@ -147,7 +154,7 @@ def configuration(load: Load) -> dict[str, object]:
         "models": [{"name": MODEL, **pair, "keep_alive": -1, "preload": True}],
         "lanes": {
             "interactive": {"max_active": load.interactive},
-            "throughput": {"max_active": max(32, load.background)},
+            "throughput": {"max_active": max(32, load.background), "max_step_ms": load.max_step_ms},
         },
         "memory": {"prompt_caches": None},
         "server": {"standby": False},
@@ -194,6 +201,7 @@ def _found(weights: Weights, window: Window, interactive: _Lane, throughput: _La
         weights=weights,
         shares=shares(readings),
         device_used=device_used(readings),
+        bounded_steps=readings[-1].bounded_steps.since(readings[0].bounded_steps),
         rates=Rates(interactive.tokens_per_s(span), throughput.tokens_per_s(span)),
     )
 
@@ -274,7 +282,9 @@ async def _fresh_reading(client: httpx.AsyncClient) -> Reading:
 
 async def _reading(client: httpx.AsyncClient) -> Reading:
     lanes = (await client.get("/admin/lanes")).raise_for_status().json()
-    return Reading(time.perf_counter(), lanes["interactive"]["device_s"], lanes["throughput"]["device_s"])
+    throughput = lanes["throughput"]
+    steps = BoundedSteps(throughput["bounded_steps"], throughput["late_steps"])
+    return Reading(time.perf_counter(), lanes["interactive"]["device_s"], throughput["device_s"], steps)
 
 
 async def _person(

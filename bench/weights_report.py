@@ -8,16 +8,18 @@ from statistics import median
 
 import msgspec
 
+from bench.bounded_steps import BoundedSteps
 from bench.reporting import Bar, at_least, at_most, markdown
 from bench.statistics import quantile
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """Device time of both lanes since the start, and when it was known, all in seconds."""
+    """Device time of both lanes since the start, and when it was known, all in seconds; the throughput lane's steps."""
 
     at_s: float
     interactive_s: float
     throughput_s: float
+    bounded_steps: BoundedSteps
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -38,6 +40,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[float, ...]
     device_used: float
     rates: Rates
+    bounded_steps: BoundedSteps
 
     @property
     def configured(self) -> float:
@@ -118,6 +121,12 @@ class Summary(msgspec.Struct, frozen=True):
         return Rates(median(rate.interactive for rate in rates), median(rate.throughput for rate in rates))
 
     @property
+    def bounded_steps(self) -> BoundedSteps:
+        """Of all cycles."""
+        found = [split.bounded_steps for split in self.splits]
+        return BoundedSteps(sum(one.steps for one in found), sum(one.late for one in found))
+
+    @property
     def sums(self) -> list[float]:
         """Of both throughputs, each over its own alone, in order of the cycles."""
         return [sum(self.normalised(split.rates)) for split in self.splits]
@@ -161,9 +170,10 @@ def table(found: Found) -> str:
     columns = (
         *("weights", "interactive share: configured", "measured, worst window", "relative error"),
         *("throughput share, off by", "device used", "interactive tokens/s", "throughput tokens/s", "sum", "sums"),
+        "steps longer than `max_step_ms`",
     )
     solo = found.alone
-    alone = ("each lane alone", *[""] * 5, f"{solo.interactive:.1f}", f"{solo.throughput:.1f}", "", "")
+    alone = ("each lane alone", *[""] * 5, f"{solo.interactive:.1f}", f"{solo.throughput:.1f}", "", "", "")
     return markdown(columns, [*map(_cells, found.summaries), alone])
 
 
@@ -197,4 +207,5 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         f"{rates.throughput:.1f} ({throughput:.3f})",
         f"{median(sums):.3f}",
         f"{min(sums):.2f} to {max(sums):.2f}",
+        str(summary.bounded_steps),
     )

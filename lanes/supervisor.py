@@ -90,7 +90,7 @@ class Supervisor:
         self.pairs = Pairs(settings.models, settings.pairs)
         self.stats: wire.Stats | None = None
         self._prompt_caches_before: dict[str, wire.PromptCacheStats] = {}
-        self._device_s_before: dict[wire.Lane, float] = dict.fromkeys(settings.lanes, 0.0)  # of the hosts that are gone
+        self._lanes_before: dict[wire.Lane, wire.LaneStats] = dict.fromkeys(settings.lanes, wire.LaneStats())
         self.versions: wire.Versions | None = None
         self.host_pid: int | None = None
         self.restarts = 0
@@ -148,16 +148,13 @@ class Supervisor:
         self.pairs.forgive(model)
 
     @property
-    def device_s(self) -> dict[wire.Lane, float]:
-        """Device time that each lane has had from every host so far: it never goes back.
+    def lanes(self) -> dict[wire.Lane, wire.LaneStats]:
+        """What each lane has had from every host so far: its counters never go back.
 
         As of the last heartbeat; what a host did after its last one is lost with it.
         """
         now = self.stats.lanes if self.stats is not None else {}
-        return {
-            lane: before_s + (now[lane].device_s if lane in now else 0.0)
-            for lane, before_s in self._device_s_before.items()
-        }
+        return {lane: before + now.get(lane, wire.LaneStats()) for lane, before in self._lanes_before.items()}
 
     @property
     def prompt_caches(self) -> dict[str, wire.PromptCacheStats]:
@@ -276,7 +273,7 @@ class Supervisor:
             self._link = None
             self._on_trial = None
             self.pairs.host_lost()
-            self._device_s_before = self.device_s
+            self._lanes_before = {lane: gone.without_contents() for lane, gone in self.lanes.items()}
             self._prompt_caches_before = {model: gone.without_contents() for model, gone in self.prompt_caches.items()}
             self.stats = None
             self._was_lost.set()

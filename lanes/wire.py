@@ -511,11 +511,23 @@ class Events(Message, frozen=True):
 
 
 class LaneStats(msgspec.Struct, frozen=True):
-    """One lane, since the host started."""
+    """One lane: ``active`` sequences now, the others since the host started.
 
-    device_s: float
-    steps: int
-    active: int
+    Of the ``bounded_steps``, beside another lane that was in use, ``late_steps`` took longer than they should.
+    """
+
+    device_s: float = 0.0
+    steps: int = 0
+    active: int = 0
+    bounded_steps: int = 0
+    late_steps: int = 0
+
+    def __add__(self, other: LaneStats) -> LaneStats:
+        return LaneStats(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+    def without_contents(self) -> LaneStats:
+        """What stays of it when its host is gone."""
+        return msgspec.structs.replace(self, active=0)
 
 
 class PromptCacheStats(msgspec.Struct, frozen=True):

@@ -51,8 +51,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def device_s(self) -> dict[wire.Lane, float]:
-        """Device time that each lane has had since the router's start."""
+    def lanes(self) -> dict[wire.Lane, wire.LaneStats]:
+        """What the device does for each lane, and has done since the router's start."""
         ...
 
     @property

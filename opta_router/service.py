@@ -39,7 +39,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     def lanes(self) -> dict[Lane, LaneReading]:
         """What goes on in each lane, for metrics and operators alike."""
-        device_s = self.engine.device_s
+        on_device = self.engine.lanes
         return {
             lane: LaneReading(
                 weight=getattr(self.config.lanes, lane).weight,
@@ -47,7 +47,9 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
                 queued=stats.queued,
                 spilled=stats.spilled,
                 rejected={**NONE_REJECTED, **stats.rejected},
-                device_s=device_s[lane],
+                device_s=on_device[lane].device_s,
+                bounded_steps=on_device[lane].bounded_steps,
+                late_steps=on_device[lane].late_steps,
             )
             for lane, stats in self.dispatcher.stats().items()
         }

@@ -7,7 +7,6 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from deploy.dashboards import variables
 from deploy.dashboards.page import page
 from deploy.dashboards.panels import (
-    HALF,
     NO_REQUEST,
     NOT_REPORTING,
     SIXTH,
@@ -178,7 +177,20 @@ def _shares(built: Dashboard) -> Dashboard:
             promql(f"{device} / on () group_left () ({device_of_both} > 0)", "{{lane}} has"),
             promql(f"{weight} / on () group_left () sum(opta_lane_weight)", "{{lane}} is due"),
             unit="percentunit",
-            span=HALF,
+            span=THIRD,
+            most=1,
+        )
+    )
+    late = per_second("opta_lane_steps_bounded_total", 'late="true"', "lane")
+    all_steps = per_second("opta_lane_steps_bounded_total", "", "lane")
+    built = built.with_panel(
+        graph(
+            "Steps longer than max_step_ms",
+            "Of the throughput lane's steps while the interactive lane was in use: those somebody may have waited for.",
+            "The lanes were not in use together in this time",
+            promql(share(late, all_steps), "{{lane}}"),
+            unit="percentunit",
+            span=THIRD,
             most=1,
         )
     )
@@ -194,6 +206,6 @@ def _shares(built: Dashboard) -> Dashboard:
                 ),
                 "{{lane}}",
             ),
-            span=HALF,
+            span=THIRD,
         )
     )

@@ -226,12 +226,13 @@ class Batch:
         self._to_copy, self._uncopied = len(self) > len(self._joining), []
 
     def _make_room(self) -> bool:
-        """Whether the cache has to be copied for the next step's tokens, or for those that join in it; then it will be."""
+        """Whether the cache needs other arrays for the next step, and for those who join in it; they are made."""
         running = self._scheduler.running_batch()
         layers = running.prompt_cache if running is not None else []
         joining = [self._tokens[request_id] - 1 for request_id in self._joining]
         longest = max(joining, default=0)
-        return any([layer.make_room(len(joining), longest) for layer in layers if isinstance(layer, BatchCache)])
+        made = [layer.make_room(len(joining), longest) for layer in layers if isinstance(layer, BatchCache)]
+        return any(made)
 
     def under_way(self) -> list[mx.array]:
         """What the last step dispatched: evaluated when the device is through with it."""

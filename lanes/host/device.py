@@ -99,7 +99,7 @@ class DeviceThread:
         self._loader = Loader(self._lanes)
         self._residents = self._loader.residents
         self._engines: dict[str, Engine] = {}
-        self._device_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
+        self._stats_of: dict[wire.Lane, wire.LaneStats] = dict.fromkeys(lanes, wire.LaneStats())
         self._steps: dict[wire.Lane, int] = dict.fromkeys(lanes, 0)
         self._stepped_s: dict[wire.Lane, float] = {}
         self._expected_s: dict[wire.Lane, float] = dict.fromkeys(lanes, 0.0)
@@ -241,7 +241,7 @@ class DeviceThread:
 
     def _finish(self) -> None:
         """Wait for the oldest step, charge its lane, and report what it brought."""
-        lane, model, engine, _, expected_s = self._pipeline.oldest()
+        lane, model, engine, limit_s, _, expected_s = self._pipeline.oldest()
         self._heart.waiting(lane, model, engine)
         started_s = time.perf_counter()
         try:
@@ -251,7 +251,11 @@ class DeviceThread:
             cost_s = time.perf_counter() - started_s
         self._arbiter.charge(lane, cost_s, expected_s)
         self._expected_s[lane] = cost_s
-        self._device_s[lane] += cost_s
+        self._stats_of[lane] += wire.LaneStats(
+            device_s=cost_s,
+            bounded_steps=int(limit_s is not None),
+            late_steps=int(limit_s is not None and cost_s > limit_s),
+        )
         self._stepped_s[lane] = time.perf_counter()
         self._give(lane, engine, emissions)
 
@@ -307,8 +311,8 @@ class DeviceThread:
         return wire.Stats(
             steps=sum(self._steps.values()),
             lanes={
-                lane: wire.LaneStats(
-                    device_s=self._device_s[lane],
+                lane: msgspec.structs.replace(
+                    self._stats_of[lane],
                     steps=self._steps[lane],
                     active=sum(r.engines[lane].active() for r in self._residents.values()),
                 )

@@ -31,6 +31,7 @@ class Step(NamedTuple):
     lane: Lane
     model: str
     engine: Engine
+    limit_s: float | None
     built_s: float
     expected_s: float
 
@@ -71,7 +72,7 @@ class Pipeline:
         emissions = engine.step(limit_s)
         built_s = self._now_s() - started_s
         _learn(self._build_s, engine, built_s)
-        self._steps.append(Step(lane, model, engine, built_s, expected_s))
+        self._steps.append(Step(lane, model, engine, limit_s, built_s, expected_s))
         return emissions
 
     def oldest(self) -> Step:

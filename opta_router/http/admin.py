@@ -35,7 +35,8 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     """One lane: its settings, named as in the file, and what goes on in it. Seconds and counts since the start.
 
     ``active`` are the requests that hold a slot, ``on_device`` the sequences that the host computes, ``device_s`` the
-    device time that the lane's steps took; the last two as of a second ago.
+    device time that the lane's steps took. ``bounded_steps`` are those beside the other lane in use, of which
+    ``late_steps`` took longer than ``max_step_ms``. What the host knows is as of a second ago.
     """
 
     weight: float
@@ -50,6 +51,8 @@ class LaneView(msgspec.Struct, frozen=True, kw_only=True):
     demoted: int
     rejected: Mapping[str, int]
     device_s: float
+    bounded_steps: int
+    late_steps: int
 
 
 def routes() -> list[Route]:
@@ -166,6 +169,8 @@ def _lane_view(service: Service, lane: LaneName) -> LaneView:
         demoted=stats.demoted,
         rejected=reading.rejected,
         device_s=round(reading.device_s, 3),
+        bounded_steps=reading.bounded_steps,
+        late_steps=reading.late_steps,
     )
 
 

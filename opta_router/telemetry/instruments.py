@@ -40,7 +40,7 @@ class Instruments:
         self._meter = meter
 
     def of_lanes(self, read: ReadLanes) -> None:
-        """Depth, slots, weight, device time, rejections and spills."""
+        """Depth, slots, weight, device time, steps, rejections and spills."""
 
         def by_lane(metric: Metric, value: Callable[[LaneReading], float]) -> None:
             self._observe(metric, lambda: ((value(reading), (lane,)) for lane, reading in read().items()))
@@ -49,6 +49,13 @@ class Instruments:
         by_lane(names.REQUESTS_ACTIVE, lambda lane: lane.active)
         by_lane(names.WEIGHT, lambda lane: lane.weight)
         by_lane(names.DEVICE_TIME, lambda lane: lane.device_s)
+
+        def bounded_steps() -> Found:
+            for lane, reading in read().items():
+                yield reading.bounded_steps - reading.late_steps, (lane, "false")
+                yield reading.late_steps, (lane, "true")
+
+        self._observe(names.BOUNDED_STEPS, bounded_steps)
         # A full queue is the only reason for one.
         self._observe(names.SPILLS, lambda: ((lane.spilled, (name, "queue_full")) for name, lane in read().items()))
 

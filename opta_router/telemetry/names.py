@@ -141,6 +141,8 @@ ATTRIBUTE_POSITION: Final = "position"
 """A draft token's place in its round, from 1 on."""
 ATTRIBUTE_REQUESTED: Final = "requested"
 ATTRIBUTE_ACTIVE: Final = "active"
+ATTRIBUTE_LATE: Final = "late"
+"""Whether a step took longer than it should: ``true`` or ``false``."""
 
 NO_LANE: Final = "none"
 NO_MODEL: Final = "none"
@@ -236,6 +238,9 @@ REQUESTS_ACTIVE: Final = _gauge("opta.lane.requests.active", "{request}", "Reque
 # No unit: "1" would make it a ratio for Prometheus, and weights are not of one whole.
 WEIGHT: Final = _gauge("opta.lane.weight", "", "Share of device time while both lanes have work.", ATTRIBUTE_LANE)
 DEVICE_TIME: Final = _counter("opta.lane.device_time", "s", "Device time that the lane's steps took.", ATTRIBUTE_LANE)
+BOUNDED_STEPS: Final = _counter(
+    "opta.lane.steps.bounded", "{step}", "Steps beside the other lane, by max_step_ms.", ATTRIBUTE_LANE, ATTRIBUTE_LATE
+)
 REJECTIONS: Final = _counter(
     "opta.lane.rejections", "{request}", "Requests that were turned away.", ATTRIBUTE_LANE, ATTRIBUTE_CODE
 )
@@ -276,7 +281,7 @@ METRICS: Final = (
     *(LOOKUP_ROUNDS, LOOKUP_PROPOSED, LOOKUP_ACCEPTED, POSITION_COMPARED, POSITION_ACCEPTED),
     *(REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, QUEUE_DURATION),
     *(REQUESTS, TOKENS),
-    *(QUEUE_DEPTH, REQUESTS_ACTIVE, WEIGHT, DEVICE_TIME, REJECTIONS, SPILLS),
+    *(QUEUE_DEPTH, REQUESTS_ACTIVE, WEIGHT, DEVICE_TIME, BOUNDED_STEPS, REJECTIONS, SPILLS),
     *(PROMPT_CACHE_HITS, PROMPT_CACHE_MISSES, PROMPT_CACHE_REUSED, PROMPT_CACHE_EVICTIONS, PROMPT_CACHE_MEMORY),
     *(RESTARTS, RESUMED_REQUESTS, HOST_READY, HOST_MEMORY, MODEL_MEMORY, RELOADS, DROPPED),
 )

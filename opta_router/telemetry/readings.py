@@ -11,7 +11,9 @@ from lanes.wire import Lane, PromptCacheStats
 
 
 class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane now. ``device_s``, ``spilled`` and ``rejected`` (by code) count from the router's start."""
+    """One lane now. From ``spilled`` on counted since the router's start: ``rejected`` by code, and of the
+    ``bounded_steps``, which are those beside another lane in use, those that took longer than they should.
+    """
 
     weight: float
     active: int
@@ -19,6 +21,8 @@ class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
     spilled: int
     rejected: Mapping[str, int]
     device_s: float
+    bounded_steps: int
+    late_steps: int
 
 
 class EngineReading(msgspec.Struct, frozen=True, kw_only=True):

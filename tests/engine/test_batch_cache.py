@@ -126,10 +126,10 @@ def test_room_is_made_before_a_step_needs_it():
         fed(batch, 2, 1, rng)
         assert batch.keys.shape == before
     rows = rows_of(batch)
-    for joining in ([40], [600], [20, 900]):
-        batch.make_room(len(joining), max(joining))
+    for lengths in ([40], [600], [20, 900]):
+        batch.make_room(len(lengths), max(lengths))
         room = batch.keys.shape
-        others = batch_of(joining, rng)
+        others = batch_of(lengths, rng)
         rows += rows_of(others)
         batch.extend(others)
         assert rows_of(batch) == rows

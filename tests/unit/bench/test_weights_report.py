@@ -3,15 +3,17 @@
 import msgspec
 import pytest
 
+from bench.bounded_steps import BoundedSteps
 from bench.weights import Load, configuration
 from bench.weights_report import Cycle, Found, Rates, Reading, Split, alone_line, bars, device_used, shares, table
 from policies.load import load
 
 BUSY = Rates(80.0, 40.0)
+STEPS = BoundedSteps(200, 3)
 
 
 def split(weights=(4.0, 1.0), measured=(0.8, 0.79), rates=BUSY):
-    return Split(weights=weights, shares=measured, device_used=0.99, rates=rates)
+    return Split(weights=weights, shares=measured, device_used=0.99, rates=rates, bounded_steps=STEPS)
 
 
 def cycle(*splits, interactive=(100.0, 100.0), throughput=(190.0, 210.0)):
@@ -23,7 +25,11 @@ def found(*splits, cycles=(), busy_ms=30.0):
 
 
 def test_a_share_is_of_the_device_time_between_two_readings():
-    readings = [Reading(0.0, 5.0, 7.0), Reading(10.0, 13.0, 9.0), Reading(20.0, 18.0, 14.0)]
+    readings = [
+        Reading(0.0, 5.0, 7.0, STEPS),
+        Reading(10.0, 13.0, 9.0, STEPS),
+        Reading(20.0, 18.0, 14.0, STEPS),
+    ]
     assert shares(readings) == (0.8, 0.5)
     assert device_used(readings) == 1.0
 
@@ -66,6 +72,7 @@ def test_the_table_has_a_line_for_each_pair_of_weights_and_one_for_each_lane_alo
     lines = table(found(split(), split(weights=(16.0, 1.0)))).splitlines()
     assert len(lines) == 2 + 2 + 1
     assert len({line.count("|") for line in lines}) == 1
+    assert "3 of 200 (1.5%)" in lines[2]
 
 
 def test_how_steady_the_machine_was_is_said():
@@ -77,7 +84,7 @@ def test_how_steady_the_machine_was_is_said():
     ("measured", "target", "draft"),
     [
         (Load(), "embedded:target", "embedded:draft"),
-        (Load(target="/models/another", background=64), "/models/another", None),
+        (Load(target="/models/another", background=64, max_step_ms=70.0), "/models/another", None),
     ],
 )
 def test_the_router_has_room_for_every_stream_of_the_model_that_is_measured(tmp_path, measured, target, draft):
@@ -85,5 +92,6 @@ def test_the_router_has_room_for_every_stream_of_the_model_that_is_measured(tmp_
     file.write_bytes(msgspec.json.encode(configuration(measured)))
     config = load(file)
     assert [(model.target, model.draft) for model in config.models] == [(target, draft)]
+    assert config.lanes.throughput.max_step_ms == measured.max_step_ms
     assert config.lanes.interactive.max_active == measured.interactive
     assert config.lanes.throughput.max_active >= measured.background

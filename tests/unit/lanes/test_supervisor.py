@@ -12,17 +12,17 @@ def stats(**device_s):
 def test_the_device_time_of_a_lane_goes_on_after_a_host_is_lost():
     lane = wire.LaneSpec(1.0, 1)
     supervisor = Supervisor(HostSettings({"interactive": lane, "throughput": lane}, ()))
-    seen_s = [supervisor.device_s["interactive"]]
+    seen_s = [supervisor.lanes["interactive"].device_s]
     for life in range(2):
         supervisor._happened(HostEvent.SPAWN)
         supervisor._happened(HostEvent.READY)
         for spent_s in (0.5, 2.0):
             supervisor._received(stats(interactive=spent_s, throughput=life + 1.0))
-            seen_s.append(supervisor.device_s["interactive"])
+            seen_s.append(supervisor.lanes["interactive"].device_s)
         supervisor._happened(HostEvent.DIED)
-        seen_s.append(supervisor.device_s["interactive"])
+        seen_s.append(supervisor.lanes["interactive"].device_s)
     assert seen_s == [0.0, 0.5, 2.0, 2.0, 2.5, 4.0, 4.0]
-    assert supervisor.device_s["throughput"] == 3.0
+    assert supervisor.lanes["throughput"].device_s == 3.0
 
 
 def test_the_counters_of_prompt_caches_go_on_after_a_host_is_lost_and_what_it_kept_is_gone():

@@ -23,6 +23,7 @@ from tests.unit.telemetry.lives import ending
 LANE = {
     "weight": 8.0, "max_active": 1, "max_queue": 32, "queue_timeout": 30.0, "active": 1, "on_device": 1, "queued": 3,
     "granted": 9, "spilled": 0, "demoted": 0, "rejected": {"queue_full": 2}, "device_s": 0.0,
+    "bounded_steps": 0, "late_steps": 0,
 }  # fmt: skip
 ENGINE = {
     "state": "ready", "not_ready": [], "draining": False, "pid": 7, "restarts": 0, "resumed": 0, "waiting": 0,

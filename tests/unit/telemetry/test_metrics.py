@@ -23,16 +23,27 @@ from policies.schema import TelemetryConfig
 from policies.speculation import SpecReason
 from tests.otlp import black_hole, refusing
 
+BOTH = ("false", "true")
+
 
 class Lanes:
     """Two lanes whose numbers a test sets."""
 
     def __init__(self):
         self.interactive = {"active": 1, "device_s": 2.5, "rejected": {"queue_full": 3, "deadline": 0}}
-        self.throughput = {"queued": 7, "spilled": 4, "weight": 0.5}
+        self.throughput = {"queued": 7, "spilled": 4, "weight": 0.5, "bounded_steps": 100, "late_steps": 3}
 
     def __call__(self):
-        none = {"weight": 8.0, "active": 0, "queued": 0, "spilled": 0, "rejected": {}, "device_s": 0.0}
+        none = {
+            "weight": 8.0,
+            "active": 0,
+            "queued": 0,
+            "spilled": 0,
+            "rejected": {},
+            "device_s": 0.0,
+            "bounded_steps": 0,
+            "late_steps": 0,
+        }
         return {
             "interactive": LaneReading(**{**none, **self.interactive}),
             "throughput": LaneReading(**{**none, **self.throughput}),
@@ -76,6 +87,8 @@ def scraped_only(lanes):
 
 def test_each_lane_is_scraped_under_the_contracts_names(scraped_only):
     samples = scraped(scraped_only)
+    of_bounded = {late: ("opta_lane_steps_bounded_total", ("lane", "throughput"), ("late", late)) for late in BOTH}
+    assert {late: samples[name] for late, name in of_bounded.items()} == {"false": 97, "true": 3}
     assert of_lane(samples, "interactive") == {
         "opta_lane_queue_depth": 0,
         "opta_lane_requests_active": 1,
@@ -164,7 +177,7 @@ def test_what_is_pushed_is_what_is_scraped(collector, lanes, monkeypatch):
     found = {(point.name, *sorted(point.attributes.items())): point.value for point in collector.points}
     assert found["opta.lane.device_time", ("lane", "interactive")] == 2.5
     assert found["opta.lane.rejections", ("code", "queue_full"), ("lane", "interactive")] == 3
-    assert len(found) == len(collector.points) == 12
+    assert len(found) == len(collector.points) == 16
     (resource,) = {tuple(sorted(point.resource.items())) for point in collector.points}
     assert ("service.name", "opta-router") in resource
     assert ("service.version", version("opta-router")) in resource
@@ -205,7 +218,7 @@ def test_a_collector_that_refuses_costs_one_line_and_counted_points_and_scrapes_
         metrics.shutdown()
         for thread in sending_threads():
             thread.join()
-    assert metrics.dropped_points % 12 == 0  # what two lanes have
+    assert metrics.dropped_points % 16 == 0  # what two lanes have
     assert len([record for record in caplog.records if record.name in LOGGERS]) == 1
 
 

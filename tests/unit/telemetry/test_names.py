@@ -60,12 +60,15 @@ class Recorded(RequestTrace):
     identity = IDENTITY
 
 
+HAD = {"device_s": 1.0, "bounded_steps": 2, "late_steps": 1}
+
+
 @pytest.fixture
 def everything(collector):
     """Metrics of which every one has a value."""
     tally = Tally(["opta-tiny"])
     metrics = start_metrics(TelemetryConfig(otlp_endpoint=collector.endpoint), tally)
-    lane = LaneReading(weight=1.0, active=1, queued=1, spilled=1, rejected={"queue_full": 1}, device_s=1.0)
+    lane = LaneReading(weight=1.0, active=1, queued=1, spilled=1, rejected={"queue_full": 1}, **HAD)
     metrics.observe.of_lanes(lambda: {"interactive": lane})
     engine = EngineReading(restarts=1, resumed=1, ready=True, memory_bytes=7, model_bytes={"opta-tiny": 7})
     metrics.observe.of_engine(lambda: engine)

@@ -4,6 +4,8 @@ import queue
 import time
 from contextlib import contextmanager
 
+import pytest
+
 from lanes import wire
 from lanes.engines.base import Emission, SequenceSpec
 from lanes.heartbeat import PAGE_BYTES, Activity, Heartbeat, HeartbeatPage
@@ -202,6 +204,26 @@ def test_two_busy_lanes_share_the_device_by_weight_and_new_weights_rule_at_once(
         device.send(SetLanes({"interactive": wire.LaneSpec(1, 1), "throughput": wire.LaneSpec(8, 8)}))
         second = shares(device, heartbeats=15)
         assert second["throughput"] > 2 * second["interactive"]
+
+
+@pytest.mark.parametrize(("max_step_s", "late"), [(0.001, True), (30.0, False)])
+def test_steps_beside_another_lane_count_and_so_do_those_that_took_longer_than_they_should(max_step_s, late):
+    model = wire.ModelSpec("slow", "scripted:step_s=0.005")
+    with running(
+        {"interactive": wire.LaneSpec(1, 1), "throughput": wire.LaneSpec(1, 8, max_step_s=max_step_s)}
+    ) as device:
+        device.load(model)
+        device.add("alone", lane="throughput", model=model, max_tokens=3)
+        device.last_emission("alone")
+        for lane in LANES:
+            device.add(lane, lane=lane, model=model, max_tokens=1_000_000)
+        device.report(wire.Stats)
+        device.report(wire.Stats)
+        lanes = device.report(wire.Stats).lanes
+        assert (lanes["interactive"].bounded_steps, lanes["interactive"].late_steps) == (0, 0)
+        throughput = lanes["throughput"]
+        assert 0 < throughput.bounded_steps <= throughput.steps - 3
+        assert throughput.late_steps == (throughput.bounded_steps if late else 0)
 
 
 def shares(device, heartbeats):
