@@ -121,7 +121,11 @@ class ThroughputLane(LaneConfig, frozen=True, kw_only=True):
     queue_timeout: Seconds = _default(Seconds(300))
     max_step_ms: Annotated[
         float,
-        Meta(gt=0, le=60_000, description="kept by steps while the interactive lane has work, if the batch allows"),
+        Meta(
+            gt=0,
+            le=60_000,
+            description="kept by steps while the interactive lane is in use, if one sequence's step keeps it",
+        ),
     ] = 50.0
 
 

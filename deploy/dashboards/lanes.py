@@ -181,8 +181,8 @@ def _shares(built: Dashboard) -> Dashboard:
             most=1,
         )
     )
-    late = per_second("opta_lane_steps_bounded_total", 'late="true"', "lane")
-    all_steps = per_second("opta_lane_steps_bounded_total", "", "lane")
+    late = per_second("opta_lane_steps_bounded_total", f'late="true", {LANE}', "lane")
+    all_steps = per_second("opta_lane_steps_bounded_total", LANE, "lane")
     built = built.with_panel(
         graph(
             "Steps longer than max_step_ms",

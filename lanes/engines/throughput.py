@@ -6,8 +6,9 @@ chunks are small, and are computed in the decode steps where the model can (:mod
 prompt has a KV cache of its own, and joins a batch with it.
 
 There may be several batches. A batch is padded to its longest sequence, so sequences of like length go together, and
-takes nobody in where its step would get long: for somebody who was there lately, or at all. Where reading the weights
-costs more than the caches, as on a GPU, one batch is the cheapest, and there is only one.
+takes nobody in where its step would get long: for somebody who was there lately, or at all. One that is too large for
+whoever comes is cut, a sequence at a time. Where reading the weights costs more than the caches, as on a GPU, one batch
+is the cheapest, and there is only one.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class ThroughputEngine:
         self._turns: deque[Batch] = deque()
         self._share: FairShare[str] = FairShare(SHARES)
         self._costs = StepCosts()
+        self._bound_said = False
         self._under_way: deque[_Piece] = deque()
         self.computed_tokens = 0
 
@@ -260,6 +262,15 @@ class ThroughputEngine:
         """Whether the batch whose turn it is has got too large for ``limit_s``: then a sequence goes to another."""
         batch = self._next_batch()
         longest_s = self._costs.longest_s(batch.longest, limit_s)
+        if longest_s > limit_s and not self._bound_said:
+            self._bound_said = True
+            alone_ms = 1000 * self._costs.decode_s(batch.longest)
+            log.warning(
+                "max_step_ms of %.0f cannot be kept: a step of one sequence of %d tokens takes %.0f ms here",
+                1000 * limit_s,
+                batch.longest,
+                alone_ms,
+            )
         if len(batch) < 2 or self._costs.decode_s(batch.cache_tokens) <= longest_s:
             return False
         released = batch.release()

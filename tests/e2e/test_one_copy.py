@@ -10,7 +10,7 @@ from lanes.supervisor import Supervisor
 from opta_router.serving import host_settings
 from policies.load import load
 
-SEQUENCES, ANSWER_TOKENS, CACHE_STEP_TOKENS = 9, 160, 256
+SEQUENCES, ANSWER_TOKENS, CACHE_STEP_TOKENS = 9, 96, 256
 LAYERS, KEYS_AND_VALUES, HEADS, HEAD_SIZE, FLOAT_BYTES = 7, 2, 4, 64, 4
 DRAFT_LAYERS = 3
 

@@ -7,7 +7,10 @@ import pytest
 
 from bench.pair import answer
 from lanes import embedded
+from lanes.engines.base import SequenceSpec
 from lanes.engines.speculative import SpeculativeEngine
+from lanes.engines.throughput import ThroughputEngine
+from lanes.testing import GREEDY, Driver
 
 MAX_PACKAGE_BYTES = 30_000_000
 MIN_ACCEPTANCE = 0.60
@@ -38,17 +41,26 @@ def test_an_unknown_part_is_refused_by_name():
 
 
 def test_draft_is_accepted_on_held_out_code_and_changes_nothing(pair):
+    prompts = [tuple(pair.tokenizer.encode(held.prompt)) for held in embedded.held_out_prompts()[:PROMPTS]]
+    without = Driver(ThroughputEngine(pair.target, pair.eos, PROMPTS))
+    plain = [without.add(SequenceSpec(str(n), prompt, ANSWER_TOKENS, GREEDY)) for n, prompt in enumerate(prompts)]
+    without.finish()
     engine = SpeculativeEngine(pair.target, pair.draft, pair.eos, DRAFT_TOKENS)
     accepted = compared = 0
-    for held in embedded.held_out_prompts()[:PROMPTS]:
-        prompt = tuple(pair.tokenizer.encode(held.prompt))
-        plain = answer(engine, prompt, ANSWER_TOKENS, 0)
+    for prompt, expected in zip(prompts, plain, strict=True):
         speculative = answer(engine, prompt, ANSWER_TOKENS, DRAFT_TOKENS)
-        assert speculative.token_ids == plain.token_ids, held.id
-        assert plain.counters.proposed == 0
+        assert list(speculative.token_ids) == expected.token_ids
         accepted += speculative.counters.accepted
         compared += speculative.counters.accepted + speculative.counters.rejected
     assert accepted / compared >= MIN_ACCEPTANCE, f"{accepted} of {compared}"
+
+
+def test_who_wants_no_draft_gets_none_and_the_same_answer(pair):
+    engine = SpeculativeEngine(pair.target, pair.draft, pair.eos, DRAFT_TOKENS)
+    prompt = tuple(pair.tokenizer.encode(embedded.held_out_prompts()[0].prompt))
+    plain = answer(engine, prompt, ANSWER_TOKENS, 0)
+    assert plain.counters.proposed == 0
+    assert plain.token_ids == answer(engine, prompt, ANSWER_TOKENS, DRAFT_TOKENS).token_ids
 
 
 @pytest.mark.parametrize("wish", ["reverses a string", "returns the sum of a list of numbers", "reads a file"])
