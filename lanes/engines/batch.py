@@ -100,8 +100,8 @@ class Batch:
     def release(self) -> Handover | None:
         """Let go of one sequence, between two steps, to go on in another batch; None if none can.
 
-        It is the last row, so that no other has to move. Its cache is still a plan, to be computed before the next
-        step, and lacks its newest token, which is computed once more where it goes on, and gives the same one after it.
+        It is the last row, so that no other has to move. Its cache is still a plan, to be computed before the next step,
+        and lacks its newest token, which is computed once more where it goes on, and gives the same one after it.
         """
         running = self._scheduler.running_batch()
         if running is None or self._to_copy or self._uncopied:

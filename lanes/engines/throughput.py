@@ -6,14 +6,16 @@ chunks are small, and are computed in the decode steps where the model can (:mod
 prompt has a KV cache of its own, and joins a batch with it.
 
 There may be several batches. A batch is padded to its longest sequence, so sequences of like length go together, and
-takes nobody in where its step would get too long. One that is too large for whoever comes is cut, a sequence at a time.
-Where reading the weights costs more than the caches, as on a GPU, one batch is the cheapest, and there is only one.
+takes nobody in where its step would get long: for somebody who was there lately, or at all. One that is too large for
+whoever comes is cut, a sequence at a time. Where reading the weights costs more than the caches, as on a GPU, one batch
+is the cheapest, and there is only one.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections import deque
 from typing import Any, Final
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 UNDISTURBED_STEP_S: Final = 0.25
 """How long a step may take while nobody waits: whoever comes next waits for its end."""
 
+RETURNS_S: Final = 60.0
+"""Whoever was there so lately is taken to come back: until then no batch gets so large that it would have to be cut."""
+
 SHARES: Final = {"prefill": 3.0, "decode": 1.0}
 """Of the lane's time, while prompts wait and batches run: the sooner a prompt joins, the fuller the batches."""
 
@@ -47,7 +52,7 @@ class ThroughputEngine:
         target: an mlx-lm model; shared with other engines, never changed.
         eos: token ids that end an answer.
         max_active: sequences decoded at a time; more wait their turn in order of arrival.
-        max_step_s: how long a step may be at most while somebody waits; while nobody does, at least as long.
+        max_step_s: how long a decode step should be at most for those who were there lately (:data:`RETURNS_S`).
         prompt_caches: where prompts begin, and sequences leave what they computed; None: nowhere.
         pads_chunks: make the last chunk of a prompt as long as others are. On CUDA each new shape costs: a plan of 50
             to 80 ms if the chunk is a long one (:mod:`lanes.engines.cuda_attention`). None: there, and nowhere else.
@@ -69,8 +74,8 @@ class ThroughputEngine:
         self._pads_chunks = mx.cuda.is_available() if pads_chunks is None else pads_chunks
         self._eos = eos
         self._max_active = max_active
-        self._undisturbed_s = max(max_step_s or 0.0, UNDISTURBED_STEP_S)
-        self._bound_s = self._undisturbed_s
+        self._max_step_s = UNDISTURBED_STEP_S if max_step_s is None else max_step_s
+        self._disturbed_s = -math.inf
         self._prompt_caches = prompt_caches if prompt_caches is not None else PromptCaches()
         self._prompts: deque[_Prompt] = deque()
         self._batches: list[Batch] = []
@@ -115,7 +120,8 @@ class ThroughputEngine:
 
     def step(self, limit_s: float | None = None) -> list[Emission]:
         """A chunk of the oldest prompt, or a step of the batch whose turn it is."""
-        self._bound_s = self._undisturbed_s if limit_s is None else limit_s
+        if limit_s is not None:
+            self._max_step_s, self._disturbed_s = limit_s, time.perf_counter()
         kinds = ["decode"] if any(batch.has_work() for batch in self._batches) else []
         if self._prompts and self._decoding() < self._max_active:
             kinds.append("prefill")
@@ -130,7 +136,7 @@ class ThroughputEngine:
                 kinds = ["decode"]  # until it does
         match self._share.select(kinds):
             case "prefill":
-                return self._prefill(piece, self._undisturbed_s if limit_s is None else AIM * limit_s)
+                return self._prefill(piece, UNDISTURBED_STEP_S if limit_s is None else AIM * limit_s)
             case "decode":
                 return self._decode(piece, limit_s)
             case _:
@@ -274,6 +280,12 @@ class ThroughputEngine:
         mx.async_eval(piece.arrays)  # type: ignore[no-untyped-call]
         self._place(released, besides=batch)
         return True
+
+    @property
+    def _bound_s(self) -> float:
+        """How long a batch's step should be at most."""
+        returns = time.perf_counter() - self._disturbed_s < RETURNS_S
+        return self._max_step_s if returns else max(self._max_step_s, UNDISTURBED_STEP_S)
 
     def _next_batch(self) -> Batch:
         """The batch whose turn it is, of those that have work."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lanes.engines import throughput
 from lanes.engines.base import SequenceSpec
 from lanes.engines.throughput import ThroughputEngine
 from lanes.testing import GREEDY, NO_EOS, Driver
@@ -30,18 +31,18 @@ def undisturbed(pair, held_out):
     return answers(pair, held_out, None)
 
 
-@pytest.mark.parametrize(("limit_s", "batches"), [(None, 1), (0.05, 2)])
-def test_batches_are_kept_small_while_somebody_waits(pair, held_out, limit_s, batches):
+@pytest.mark.parametrize(("limit_s", "returns_s", "batches"), [(None, 60.0, 1), (0.05, 60.0, 2), (0.05, 0.0, 1)])
+def test_batches_are_kept_small_for_whoever_was_there_lately(pair, held_out, monkeypatch, limit_s, returns_s, batches):
+    monkeypatch.setattr(throughput, "RETURNS_S", returns_s)
     engine = ThroughputEngine(pair.target, NO_EOS, 4, 0.05)
     for tokens in range(10, 200, 10):
         engine._costs.decoded(tokens, 0.001 * tokens)  # both together are half as long again as the bound
     driver = Driver(engine)
+    driver.step(limit_s)
     found = [driver.add(SequenceSpec(str(number), held_out[number], 8, GREEDY)) for number in range(2)]
-    most = 0
     while not all(answer.token_ids for answer in found):
-        driver.step(limit_s)
-        most = max(most, *(len(batch) for batch in engine._batches), 0)
-    assert most == 2 // batches
+        driver.step()
+    assert len(engine._batches) == batches
 
 
 SAMPLED = Sampling(temperature=0.8, seed=11, repetition_penalty=1.1)
