@@ -100,8 +100,8 @@ class Batch:
     def release(self) -> Handover | None:
         """Let go of one sequence, between two steps, to go on in another batch; None if none can.
 
-        It is the last row, so that no other has to move. Its cache is still a plan, to be computed before the next step,
-        and lacks its newest token, which is computed once more where it goes on, and gives the same one after it.
+        It is the last row, so that no other has to move. Its cache is still a plan, to be computed before the next
+        step, and lacks its newest token, which is computed once more where it goes on, and gives the same one after it.
         """
         running = self._scheduler.running_batch()
         if running is None or self._to_copy or self._uncopied:
@@ -295,7 +295,10 @@ class _OwnSteps(Scheduler):  # type: ignore[misc]
         return _tokens_of(self.running[scheduler_id]), cache
 
     def abort_now(self) -> None:
-        """Drop those that were aborted."""
+        """Drop those that were aborted: out of the running batch all at once, for its cache may shrink with each."""
+        uids = [self.request_id_to_uid[name] for name in self._pending_abort_ids if name in self.request_id_to_uid]
+        if uids:
+            self.batch_generator.remove(uids)
         self._process_pending_aborts()
 
     def running_batch(self) -> _RunningBatch | None:
