@@ -4,6 +4,7 @@ import pytest
 
 from lanes.engines import throughput
 from lanes.engines.base import SequenceSpec
+from lanes.engines.batch_cache import BatchCache
 from lanes.engines.throughput import ThroughputEngine
 from lanes.testing import GREEDY, NO_EOS, Driver
 from lanes.wire import Sampling
@@ -72,6 +73,21 @@ def test_a_batch_that_is_too_large_for_whoever_comes_is_cut_and_every_answer_goe
     assert [len(answer.token_ids) for answer in found] == given  # no step of all of them in between
     driver.finish(0.026)
     assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+
+
+def test_those_who_leave_together_leave_each_layer_once(pair, held_out, monkeypatch):
+    engine = ThroughputEngine(pair.target, NO_EOS, 4)
+    driver = Driver(engine)
+    found = [driver.add(SequenceSpec(str(number), held_out[number], 24, GREEDY)) for number in range(4)]
+    while not all(answer.token_ids for answer in found):
+        driver.step()
+    kept = []
+    original = BatchCache.filter
+    monkeypatch.setattr(BatchCache, "filter", lambda self, rows: (kept.append(len(rows)), original(self, rows)))
+    for number in (0, 2, 3):
+        driver.cancel(found[number])
+    driver.step()
+    assert kept == [1] * len(pair.target.layers)
 
 
 def test_a_batch_of_one_is_not_cut_however_long_its_step_takes_and_that_is_said_once(pair, held_out, caplog):

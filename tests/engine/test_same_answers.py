@@ -55,7 +55,9 @@ def test_greedy_answers_are_the_same_with_and_without_a_draft_and_in_the_through
     assert sum(c.accepted for c in counters) > sum(c.rejected for c in counters)
 
 
-@pytest.mark.parametrize("sampling", SETTINGS, ids=["plain", "filtered"])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(SETTINGS[0], marks=pytest.mark.slow), SETTINGS[1]], ids=["plain", "filtered"]
+)
 def test_a_sampled_answer_is_the_same_for_every_draft_length_and_in_the_throughput_lane(
     held_out, speculative, throughput, sampling
 ):
