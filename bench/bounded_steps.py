@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any, Final
 
 import httpx
 import msgspec
 
 from bench.statistics import ratio
+from policies.schema import ThroughputLane
 
-DEFAULT_MS = 50.0
-"""The configuration's."""
+DEFAULT_MS: Final = ThroughputLane().max_step_ms
 
 
 class BoundedSteps(msgspec.Struct, frozen=True):
@@ -29,8 +31,12 @@ class BoundedSteps(msgspec.Struct, frozen=True):
 
 async def bounded_steps(client: httpx.AsyncClient) -> BoundedSteps:
     """Of the throughput lane since the router's start, as of a second ago."""
-    lane = (await client.get("/admin/lanes")).raise_for_status().json()["throughput"]
-    return BoundedSteps(lane["bounded_steps"], lane["late_steps"])
+    return of_lane((await client.get("/admin/lanes")).raise_for_status().json()["throughput"])
+
+
+def of_lane(view: Mapping[str, Any]) -> BoundedSteps:
+    """Of one lane, as ``GET /admin/lanes`` shows it."""
+    return BoundedSteps(view["bounded_steps"], view["late_steps"])
 
 
 def add_max_step_ms(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ import httpx
 import msgspec
 
 from bench import servers
-from bench.bounded_steps import DEFAULT_MS, BoundedSteps, add_max_step_ms
+from bench.bounded_steps import DEFAULT_MS, add_max_step_ms, of_lane
 from bench.client import Completion
 from bench.device import device
 from bench.load import Agents, Caller, Person, again_and_again, prompts, reported_tokens, ttfts_ms
@@ -282,9 +282,8 @@ async def _fresh_reading(client: httpx.AsyncClient) -> Reading:
 
 async def _reading(client: httpx.AsyncClient) -> Reading:
     lanes = (await client.get("/admin/lanes")).raise_for_status().json()
-    throughput = lanes["throughput"]
-    steps = BoundedSteps(throughput["bounded_steps"], throughput["late_steps"])
-    return Reading(time.perf_counter(), lanes["interactive"]["device_s"], throughput["device_s"], steps)
+    interactive, throughput = lanes["interactive"], lanes["throughput"]
+    return Reading(time.perf_counter(), interactive["device_s"], throughput["device_s"], of_lane(throughput))
 
 
 async def _person(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from itertools import zip_longest
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from msgspec.structs import astuple
@@ -510,7 +510,14 @@ class Events(Message, frozen=True):
     items: tuple[Event, ...]
 
 
-class LaneStats(msgspec.Struct, frozen=True):
+class _Sums(msgspec.Struct, frozen=True):
+    """Numbers of which two sets can be added up."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+
+class LaneStats(_Sums, frozen=True):
     """One lane: ``active`` sequences now, the others since the host started.
 
     Of the ``bounded_steps``, beside another lane that was in use, ``late_steps`` took longer than they should.
@@ -522,15 +529,12 @@ class LaneStats(msgspec.Struct, frozen=True):
     bounded_steps: int = 0
     late_steps: int = 0
 
-    def __add__(self, other: LaneStats) -> LaneStats:
-        return LaneStats(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
-
     def without_contents(self) -> LaneStats:
         """What stays of it when its host is gone."""
         return msgspec.structs.replace(self, active=0)
 
 
-class PromptCacheStats(msgspec.Struct, frozen=True):
+class PromptCacheStats(_Sums, frozen=True):
     """The prompt caches of one model: ``entries`` and ``size_bytes`` now, the others since the host started.
 
     A hit is a prompt of which something was known: ``reused_tokens`` in all were. Very short ones do not count.
@@ -542,9 +546,6 @@ class PromptCacheStats(msgspec.Struct, frozen=True):
     misses: int = 0
     evictions: int = 0
     reused_tokens: int = 0
-
-    def __add__(self, other: PromptCacheStats) -> PromptCacheStats:
-        return PromptCacheStats(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def without_contents(self) -> PromptCacheStats:
         """What stays of it when its host is gone."""

@@ -53,7 +53,7 @@ class Emission(msgspec.Struct, frozen=True):
 
 
 class Handover(msgspec.Struct, frozen=True):
-    """A sequence between two engines of one target.
+    """A sequence between two engines of one target, or two batches of one engine.
 
     ``token_ids`` are prompt and answer so far, ``cache`` the target's KV cache of all of them but the last, as mlx-lm
     makes it for a single sequence; an engine without a model has none.

@@ -169,8 +169,8 @@ class Batch:
     def step(self, limit_s: float | None = None, chunk: Chunk | None = None) -> list[Emission]:
         """Dispatch a decode step, and read the one before it.
 
-        So that none is long, what has to be copied within its cache when some have joined or left is copied in steps of
-        their own: as many layers as fit into ``limit_s``, and the others in the next.
+        So that none is long, what has to be copied within its cache, for those who left or for want of room, is copied
+        in steps of their own: as many layers as fit into ``limit_s``, and the others in the next.
 
         Where it :attr:`carries` one, a ``chunk`` of a prompt is computed in the same pass.
         """

@@ -262,15 +262,8 @@ class ThroughputEngine:
         """Whether the batch whose turn it is has got too large for ``limit_s``: then a sequence goes to another."""
         batch = self._next_batch()
         longest_s = self._costs.longest_s(batch.longest, limit_s)
-        if longest_s > limit_s and not self._bound_said:
-            self._bound_said = True
-            alone_ms = 1000 * self._costs.decode_s(batch.longest)
-            log.warning(
-                "max_step_ms of %.0f cannot be kept: a step of one sequence of %d tokens takes %.0f ms here",
-                1000 * limit_s,
-                batch.longest,
-                alone_ms,
-            )
+        if longest_s > limit_s:
+            self._say_not_kept(limit_s, batch.longest)
         if len(batch) < 2 or self._costs.decode_s(batch.cache_tokens) <= longest_s:
             return False
         released = batch.release()
@@ -280,6 +273,15 @@ class ThroughputEngine:
         mx.async_eval(piece.arrays)  # type: ignore[no-untyped-call]
         self._place(released, besides=batch)
         return True
+
+    def _say_not_kept(self, limit_s: float, tokens: int) -> None:
+        """Once: it holds for all who are as long."""
+        if not self._bound_said:
+            self._bound_said = True
+            log.warning(
+                "max_step_ms of %.0f cannot be kept: a step of one sequence of %d tokens takes %.0f ms here",
+                *(1000 * limit_s, tokens, 1000 * self._costs.decode_s(tokens)),
+            )
 
     @property
     def _bound_s(self) -> float:

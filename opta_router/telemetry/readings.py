@@ -11,8 +11,9 @@ from lanes.wire import Lane, PromptCacheStats
 
 
 class LaneReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane now. From ``spilled`` on counted since the router's start: ``rejected`` by code, and of the
-    ``bounded_steps``, which are those beside another lane in use, those that took longer than they should.
+    """One lane now; from ``spilled`` on, since the router's start.
+
+    ``rejected`` are by code. Of the ``bounded_steps``, beside another lane in use, ``late_steps`` took too long.
     """
 
     weight: float
